@@ -1,0 +1,1 @@
+//! `langevin`: diffusion models in one binary.

@@ -1,0 +1,1 @@
+//! A CUDA driver that executes PTX on the CPU: test equipment.
