@@ -1,1 +1,21 @@
-//! `langevin`: diffusion models in one binary.
+//! `langevin` trains, samples and scores diffusion models: one binary, no
+//! Python, no framework.
+//!
+//! ```text
+//! config -> model (a static plan of ops) -> memory plan (one arena)
+//!        -> backend (cpu or cuda) -> loop (train, sample, score)
+//!        -> checkpoint, pictures, numbers
+//! ```
+//!
+//! - [`plan`]: tensors with static shapes, an ordered list of [`ops`], derived
+//!   backward, lifetimes turned into offsets.
+//! - [`backend`]: the narrow trait that executes a plan; [`backend::cpu`].
+//! - [`random`]: counter-based random numbers, the same bits on every backend.
+
+pub mod backend;
+pub mod error;
+pub mod ops;
+pub mod plan;
+pub mod random;
+
+pub use error::{Error, Result};

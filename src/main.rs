@@ -1,1 +1,3 @@
+//! The `langevin` command.
+
 fn main() {}

@@ -1,0 +1,152 @@
+//! The CPU backend: the default where there is no GPU, and the reference.
+#![allow(unsafe_code)] // Arena memory is handed to kernels as slices.
+
+mod arguments;
+pub mod pool;
+
+pub use arguments::Arguments;
+pub use pool::Pool;
+
+use super::{Arenas, Backend, Buffer, DeviceInfo, Program};
+use crate::error::{Error, Result};
+use crate::ops::Op;
+use crate::plan::{Node, Plan, TensorId};
+
+/// Cache-line aligned memory.
+#[derive(Clone, Copy)]
+#[repr(C, align(64))]
+struct Line([u8; 64]);
+
+/// Executes plans on the CPU with a persistent pool of threads.
+pub struct Cpu {
+    pool: Pool,
+    buffers: Vec<Option<Box<[Line]>>>,
+}
+
+impl Cpu {
+    /// A backend with that many threads; 0 takes one for each core.
+    pub fn new(threads: usize) -> Self {
+        Cpu { pool: Pool::new(threads), buffers: Vec::new() }
+    }
+
+    /// The thread pool, to call single kernels.
+    pub fn pool(&self) -> &Pool {
+        &self.pool
+    }
+
+    fn bytes(&self, buffer: &Buffer) -> &[u8] {
+        let lines = self.buffers[buffer.id].as_ref().expect("buffer in use");
+        // SAFETY: Line is 64 initialised bytes without padding; the length is theirs.
+        let all =
+            unsafe { std::slice::from_raw_parts(lines.as_ptr().cast::<u8>(), lines.len() * 64) };
+        &all[..buffer.bytes]
+    }
+
+    fn bytes_mut(&mut self, buffer: &Buffer) -> &mut [u8] {
+        let lines = self.buffers[buffer.id].as_mut().expect("buffer in use");
+        let len = lines.len() * 64;
+        // SAFETY: as in `bytes`; the exclusive borrow of self makes it unique.
+        let all = unsafe { std::slice::from_raw_parts_mut(lines.as_mut_ptr().cast::<u8>(), len) };
+        &mut all[..buffer.bytes]
+    }
+
+    /// Base addresses of the arenas, in the order of [`arguments::slot`].
+    fn bases(&mut self, arenas: &Arenas) -> [(*mut u8, usize); arguments::SPACES] {
+        arguments::ALL_SPACES.map(|space| match arenas.get(space) {
+            Some(buffer) => {
+                let bytes = self.bytes_mut(buffer);
+                (bytes.as_mut_ptr(), bytes.len())
+            }
+            None => (std::ptr::null_mut(), 0),
+        })
+    }
+}
+
+/// Executes one node. Exhaustive, so that a forgotten op does not compile.
+fn execute(pool: &Pool, node: &Node, a: &mut Arguments) -> Result<()> {
+    let _ = (pool, &a);
+    match &node.op {
+        op => {
+            return Err(Error::Device {
+                device: "cpu".into(),
+                problem: format!("{} is not built yet", Op::name(op)),
+            });
+        }
+    }
+}
+
+impl Backend for Cpu {
+    fn info(&self) -> DeviceInfo {
+        DeviceInfo {
+            name: "cpu".into(),
+            description: format!("{} threads", self.pool.threads()),
+            memory_bytes: 0,
+            threads: self.pool.threads(),
+        }
+    }
+
+    fn lower(&self, plan: Plan) -> Result<Program> {
+        Ok(Program::new(plan, Vec::new()))
+    }
+
+    fn allocate(&mut self, bytes: usize, what: &str) -> Result<Buffer> {
+        let lines = bytes.div_ceil(64);
+        let mut memory: Vec<Line> = Vec::new();
+        memory.try_reserve_exact(lines).map_err(|_| Error::Device {
+            device: "cpu".into(),
+            problem: format!("not enough memory for {what}: {bytes} bytes"),
+        })?;
+        memory.resize(lines, Line([0; 64]));
+        self.buffers.push(Some(memory.into_boxed_slice()));
+        Ok(Buffer { id: self.buffers.len() - 1, bytes })
+    }
+
+    fn free(&mut self, buffer: Buffer) {
+        self.buffers[buffer.id] = None;
+    }
+
+    fn upload(&mut self, buffer: &Buffer, offset: usize, bytes: &[u8]) -> Result<()> {
+        self.bytes_mut(buffer)[offset..offset + bytes.len()].copy_from_slice(bytes);
+        Ok(())
+    }
+
+    fn download(&mut self, buffer: &Buffer, offset: usize, bytes: &mut [u8]) -> Result<()> {
+        bytes.copy_from_slice(&self.bytes(buffer)[offset..offset + bytes.len()]);
+        Ok(())
+    }
+
+    fn refresh(&mut self, program: &Program, arenas: &Arenas) -> Result<()> {
+        let bases = self.bases(arenas);
+        for node in &program.prologue {
+            execute(&self.pool, node, &mut Arguments::new(program, node, bases))?;
+        }
+        Ok(())
+    }
+
+    fn run(&mut self, program: &Program, arenas: &Arenas) -> Result<()> {
+        let bases = self.bases(arenas);
+        for node in &program.plan.nodes {
+            execute(&self.pool, node, &mut Arguments::new(program, node, bases))?;
+        }
+        Ok(())
+    }
+
+    fn run_checked(&mut self, program: &Program, arenas: &Arenas) -> Result<Option<TensorId>> {
+        let bases = self.bases(arenas);
+        for node in &program.plan.nodes {
+            let mut a = Arguments::new(program, node, bases);
+            execute(&self.pool, node, &mut a)?;
+            for (i, write) in node.outputs.iter().enumerate() {
+                let Some(write) = write else { continue };
+                if a.output(i).is_some_and(|(y, _)| y.iter().any(|v| !v.is_finite())) {
+                    return Ok(Some(write.tensor));
+                }
+            }
+        }
+        Ok(None)
+    }
+
+    fn synchronize(&mut self) -> Result<()> {
+        Ok(())
+    }
+}

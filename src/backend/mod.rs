@@ -1,0 +1,120 @@
+//! The contract between a plan and the machine that executes it.
+//!
+//! A backend first lowers a plan (packing, workspace, fusion are its business),
+//! the memory plan then gives every tensor an offset, and [`Backend::run`]
+//! executes the result. Only `download` and `synchronize` may block.
+
+pub mod cpu;
+
+use crate::error::Result;
+use crate::plan::memory::{MemoryPlan, plan_memory};
+use crate::plan::{Node, Plan, Space, TensorId};
+
+/// What a device is, for people and for limits.
+#[derive(Clone, Debug)]
+#[allow(missing_docs)]
+pub struct DeviceInfo {
+    /// `cpu`, `cuda:0`.
+    pub name: String,
+    /// E.g. "AMD EPYC, 2 threads, AVX-512".
+    pub description: String,
+    pub memory_bytes: u64,
+    pub threads: usize,
+}
+
+/// Memory of a backend, by handle. Freed with [`Backend::free`] or with the backend.
+#[derive(Debug, PartialEq, Eq)]
+pub struct Buffer {
+    /// Index in the backend's table.
+    pub(crate) id: usize,
+    /// Size.
+    pub bytes: usize,
+}
+
+/// The arenas a program runs in, one for each [`Space`] it uses.
+#[derive(Debug, Default)]
+#[allow(missing_docs)]
+pub struct Arenas {
+    pub parameters: Option<Buffer>,
+    pub gradients: Option<Buffer>,
+    pub first_moments: Option<Buffer>,
+    pub second_moments: Option<Buffer>,
+    pub average: Option<Buffer>,
+    pub packed: Option<Buffer>,
+    pub activations: Option<Buffer>,
+}
+
+impl Arenas {
+    /// The buffer of a space.
+    pub fn get(&self, space: Space) -> Option<&Buffer> {
+        match space {
+            Space::Parameters => self.parameters.as_ref(),
+            Space::Gradients => self.gradients.as_ref(),
+            Space::FirstMoments => self.first_moments.as_ref(),
+            Space::SecondMoments => self.second_moments.as_ref(),
+            Space::Average => self.average.as_ref(),
+            Space::Packed => self.packed.as_ref(),
+            Space::Activations => self.activations.as_ref(),
+        }
+    }
+}
+
+/// A lowered plan with its memory plan, ready to run.
+#[derive(Clone, Debug)]
+pub struct Program {
+    /// The lowered plan.
+    pub plan: Plan,
+    /// Nodes that depend on weights alone (packing): run once whenever the
+    /// weights have changed, before the plan.
+    pub prologue: Vec<Node>,
+    /// Offsets.
+    pub memory: MemoryPlan,
+}
+
+impl Program {
+    /// Lays out the memory of a lowered plan.
+    pub fn new(plan: Plan, prologue: Vec<Node>) -> Self {
+        let memory = plan_memory(&plan);
+        debug_assert!(crate::plan::memory::conflicts(&plan, &memory).is_empty());
+        Program { plan, prologue, memory }
+    }
+
+    /// Arena and byte offset of a tensor.
+    pub fn place(&self, id: TensorId) -> (Space, usize) {
+        (self.plan.tensor(id).space, self.memory.offsets[id.index()])
+    }
+}
+
+/// What executes programs. Object-safe; one instance a device.
+pub trait Backend: Send {
+    /// What it runs on.
+    fn info(&self) -> DeviceInfo;
+
+    /// Adds packing, workspace and fusion to a plan and lays out its memory.
+    fn lower(&self, plan: Plan) -> Result<Program>;
+
+    /// Allocates zeroed memory; `what` names it in the error when it does not fit.
+    fn allocate(&mut self, bytes: usize, what: &str) -> Result<Buffer>;
+
+    /// Gives memory back.
+    fn free(&mut self, buffer: Buffer);
+
+    /// Copies bytes to the device, ordered before later runs.
+    fn upload(&mut self, buffer: &Buffer, offset: usize, bytes: &[u8]) -> Result<()>;
+
+    /// Copies bytes from the device after everything before has finished.
+    fn download(&mut self, buffer: &Buffer, offset: usize, bytes: &mut [u8]) -> Result<()>;
+
+    /// Runs the prologue: call after the weights have changed.
+    fn refresh(&mut self, program: &Program, arenas: &Arenas) -> Result<()>;
+
+    /// Runs all nodes in order. Allocates nothing.
+    fn run(&mut self, program: &Program, arenas: &Arenas) -> Result<()>;
+
+    /// As `run`, but looks at every output of every node and returns the first
+    /// tensor that holds a NaN or an infinity.
+    fn run_checked(&mut self, program: &Program, arenas: &Arenas) -> Result<Option<TensorId>>;
+
+    /// Waits until everything has finished.
+    fn synchronize(&mut self) -> Result<()>;
+}

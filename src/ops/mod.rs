@@ -1,0 +1,171 @@
+//! Every operation a plan can hold.
+//!
+//! One file an op family: the descriptor (sizes and constants, never data),
+//! its equation, the builder method it adds to [`Plan`](crate::plan::Plan), and the rule by which
+//! [`Plan::derive`](crate::plan::Plan::derive) appends its backward. A backend executes [`Op`] with one
+//! exhaustive `match`.
+
+pub mod attention;
+pub mod broadcast;
+pub mod concat;
+pub mod conv2d;
+pub mod dropout;
+pub mod embedding;
+pub mod linear;
+pub mod loss;
+pub mod noising;
+pub mod norm;
+pub mod optimizer;
+pub mod pointwise;
+pub mod resample;
+
+use crate::error::Result;
+use crate::plan::{Deriver, Node};
+
+/// An operation and its descriptor. Backward passes are ops of their own.
+/// Inputs and outputs by position are documented at each descriptor.
+#[derive(Clone, Debug)]
+#[allow(missing_docs)]
+pub enum Op {
+    Conv2d(conv2d::Conv2d),
+    Conv2dBackwardData(conv2d::Conv2d),
+    Conv2dBackwardWeight(conv2d::Conv2d),
+    Linear(linear::Linear),
+    LinearBackwardData(linear::Linear),
+    LinearBackwardWeight(linear::Linear),
+    Norm(norm::Norm),
+    NormBackward(norm::Norm),
+    Attention(attention::Attention),
+    AttentionBackward(attention::Attention),
+    Activate(pointwise::Activate),
+    ActivateBackward(pointwise::Activate),
+    Add(pointwise::Add),
+    Scale(pointwise::Scale),
+    ScaleRows(pointwise::ScaleRows),
+    AddPerImage(broadcast::PerImage),
+    SumPerImage(broadcast::PerImage),
+    Concat(concat::Concat),
+    ConcatBackward(concat::Concat),
+    Resample(resample::Resample),
+    ResampleBackward(resample::Resample),
+    SinusoidalEmbedding(embedding::Sinusoidal),
+    FourierEmbedding(embedding::Fourier),
+    Lookup(embedding::Lookup),
+    LookupBackward(embedding::Lookup),
+    Dropout(dropout::Dropout),
+    DropoutBackward(dropout::Dropout),
+    Noising(noising::Noising),
+    Loss(loss::Loss),
+    LossBackward(loss::Loss),
+    GlobalNorm(optimizer::GlobalNorm),
+    AdamW(optimizer::AdamW),
+}
+
+impl Op {
+    /// The op's one name: `<op>` or `<op>_<pass>`.
+    pub fn name(&self) -> &'static str {
+        match self {
+            Op::Conv2d(_) => "conv2d_forward",
+            Op::Conv2dBackwardData(_) => "conv2d_backward_data",
+            Op::Conv2dBackwardWeight(_) => "conv2d_backward_weight",
+            Op::Linear(_) => "linear_forward",
+            Op::LinearBackwardData(_) => "linear_backward_data",
+            Op::LinearBackwardWeight(_) => "linear_backward_weight",
+            Op::Norm(_) => "norm_forward",
+            Op::NormBackward(_) => "norm_backward",
+            Op::Attention(_) => "attention_forward",
+            Op::AttentionBackward(_) => "attention_backward",
+            Op::Activate(_) => "activate_forward",
+            Op::ActivateBackward(_) => "activate_backward",
+            Op::Add(_) => "add",
+            Op::Scale(_) => "scale",
+            Op::ScaleRows(_) => "scale_rows",
+            Op::AddPerImage(_) => "add_per_image",
+            Op::SumPerImage(_) => "sum_per_image",
+            Op::Concat(_) => "concat_forward",
+            Op::ConcatBackward(_) => "concat_backward",
+            Op::Resample(_) => "resample_forward",
+            Op::ResampleBackward(_) => "resample_backward",
+            Op::SinusoidalEmbedding(_) => "sinusoidal_embedding",
+            Op::FourierEmbedding(_) => "fourier_embedding",
+            Op::Lookup(_) => "lookup_forward",
+            Op::LookupBackward(_) => "lookup_backward",
+            Op::Dropout(_) => "dropout_forward",
+            Op::DropoutBackward(_) => "dropout_backward",
+            Op::Noising(_) => "noising",
+            Op::Loss(_) => "loss_forward",
+            Op::LossBackward(_) => "loss_backward",
+            Op::GlobalNorm(_) => "global_norm",
+            Op::AdamW(_) => "adamw",
+        }
+    }
+
+    /// Whether input `i` influences the outputs differentiably.
+    pub fn is_differentiable(&self, i: usize) -> bool {
+        match self {
+            Op::SinusoidalEmbedding(_) | Op::FourierEmbedding(_) => false,
+            Op::Lookup(_) => i == 0,
+            Op::Dropout(_) => i == 0,
+            Op::Loss(_) => i == 0,
+            Op::ScaleRows(_) => i == 0,
+            Op::Noising(_) | Op::GlobalNorm(_) | Op::AdamW(_) => false,
+            _ => true,
+        }
+    }
+
+    /// Appends the backward of this forward op to the plan.
+    pub fn backward(&self, node: &Node, d: &mut Deriver) -> Result<()> {
+        match self {
+            Op::Conv2d(op) => op.backward(node, d),
+            Op::Linear(op) => op.backward(node, d),
+            Op::Norm(op) => op.backward(node, d),
+            Op::Attention(op) => op.backward(node, d),
+            Op::Activate(op) => op.backward(node, d),
+            Op::Add(op) => op.backward(node, d),
+            Op::Scale(op) => op.backward(node, d),
+            Op::ScaleRows(op) => op.backward(node, d),
+            Op::AddPerImage(op) => op.backward(node, d),
+            Op::Concat(op) => op.backward(node, d),
+            Op::Resample(op) => op.backward(node, d),
+            Op::Lookup(op) => op.backward(node, d),
+            Op::Dropout(op) => op.backward(node, d),
+            Op::Loss(op) => op.backward(node, d),
+            Op::SinusoidalEmbedding(_) | Op::FourierEmbedding(_) => Ok(()),
+            Op::Conv2dBackwardData(_)
+            | Op::Conv2dBackwardWeight(_)
+            | Op::LinearBackwardData(_)
+            | Op::LinearBackwardWeight(_)
+            | Op::NormBackward(_)
+            | Op::AttentionBackward(_)
+            | Op::ActivateBackward(_)
+            | Op::SumPerImage(_)
+            | Op::ConcatBackward(_)
+            | Op::ResampleBackward(_)
+            | Op::LookupBackward(_)
+            | Op::DropoutBackward(_)
+            | Op::Noising(_)
+            | Op::LossBackward(_)
+            | Op::GlobalNorm(_)
+            | Op::AdamW(_) => {
+                unreachable!("{} is not a forward op of a network", self.name())
+            }
+        }
+    }
+
+    /// Floating-point operations of one execution; a multiply-add counts two.
+    /// Only ops whose cost is arithmetic are counted (convolution, linear,
+    /// attention), as is usual for networks.
+    pub fn flops(&self) -> u64 {
+        match self {
+            Op::Conv2d(op) | Op::Conv2dBackwardData(op) | Op::Conv2dBackwardWeight(op) => {
+                op.flops()
+            }
+            Op::Linear(op) | Op::LinearBackwardData(op) | Op::LinearBackwardWeight(op) => {
+                op.flops()
+            }
+            Op::Attention(op) => op.flops(),
+            Op::AttentionBackward(op) => op.flops() * 5 / 2,
+            _ => 0,
+        }
+    }
+}

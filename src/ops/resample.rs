@@ -1,0 +1,92 @@
+//! Parameter-free up- and downsampling: nearest neighbour, average pooling, and
+//! the FIR filters of StyleGAN2 / NCSN++ (up-sample, filter, down-sample).
+
+use super::Op;
+use crate::error::{Error, Result};
+use crate::plan::{Deriver, Node, Plan, TensorId};
+
+/// How an image changes size.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub enum Method {
+    /// Every pixel repeated `factor` times in both directions.
+    Nearest {
+        /// Enlargement.
+        factor: usize,
+    },
+    /// Mean over disjoint `factor` x `factor` squares; a remainder at the right
+    /// and bottom is dropped.
+    AveragePool {
+        /// Reduction.
+        factor: usize,
+    },
+    /// Zeros inserted between pixels (`up`), zero padding `pad[0]` before and
+    /// `pad[1]` after on both axes, correlation with the flipped separable
+    /// kernel `taps x taps`, every `down`-th pixel kept. `taps` includes gain.
+    Fir {
+        /// Enlargement before the filter.
+        up: usize,
+        /// Reduction after it.
+        down: usize,
+        /// Zeros before and after each axis.
+        pad: [usize; 2],
+        /// The filter along one axis.
+        taps: [f32; 4],
+    },
+}
+
+/// Descriptor. `Resample`: input x `[n,h,w,c]`; output y.
+/// `ResampleBackward`: input d_y; output d_x.
+#[derive(Clone, Copy, Debug, PartialEq)]
+#[allow(missing_docs)]
+pub struct Resample {
+    pub n: usize,
+    pub h: usize,
+    pub w: usize,
+    pub c: usize,
+    pub method: Method,
+}
+
+impl Resample {
+    /// Height and width of the output.
+    pub fn output_size(&self) -> [usize; 2] {
+        [self.h, self.w].map(|s| match self.method {
+            Method::Nearest { factor } => s * factor,
+            Method::AveragePool { factor } => s / factor,
+            Method::Fir { up, down, pad, taps } => {
+                (s * up + pad[0] + pad[1] - taps.len()) / down + 1
+            }
+        })
+    }
+
+    pub(super) fn backward(&self, node: &Node, d: &mut Deriver) -> Result<()> {
+        let Some(d_y) = d.d_output(node, 0) else { return Ok(()) };
+        let d_x = d.d_input(node, 0);
+        d.push(Op::ResampleBackward(*self), &[Some(d_y)], &[d_x]);
+        Ok(())
+    }
+}
+
+impl Plan {
+    /// Resamples an image tensor `[n,h,w,c]`.
+    pub fn resample(&mut self, x: TensorId, method: Method) -> Result<TensorId> {
+        let [n, h, w, c] = self.image_shape("resample", x)?;
+        let op = Resample { n, h, w, c, method };
+        let small = match method {
+            Method::Nearest { .. } => false,
+            Method::AveragePool { factor } => h < factor || w < factor,
+            Method::Fir { up, pad, taps, .. } => h.min(w) * up + pad[0] + pad[1] < taps.len(),
+        };
+        if small {
+            return Err(Error::Shape {
+                op: "resample",
+                tensor: self.tensor(x).name.clone(),
+                expected: format!("an image large enough for {method:?}"),
+                found: vec![n, h, w, c],
+            });
+        }
+        let [oh, ow] = op.output_size();
+        let y = self.transient(self.derived_name(x, "resampled"), &[n, oh, ow, c]);
+        self.push_forward(Op::Resample(op), &[Some(x)], &[y]);
+        Ok(y)
+    }
+}

@@ -1,0 +1,1 @@
+//! Every op, alone: f64 references, finite differences, odd shapes.
