@@ -5,6 +5,9 @@
 //! executes the result. Only `download` and `synchronize` may block.
 
 pub mod cpu;
+mod engine;
+
+pub use engine::{Engine, Loaded, Requirement, WeightSet, human_bytes};
 
 use crate::error::Result;
 use crate::plan::memory::{MemoryPlan, plan_memory};
@@ -23,7 +26,7 @@ pub struct DeviceInfo {
 }
 
 /// Memory of a backend, by handle. Freed with [`Backend::free`] or with the backend.
-#[derive(Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Buffer {
     /// Index in the backend's table.
     pub(crate) id: usize,
@@ -32,7 +35,7 @@ pub struct Buffer {
 }
 
 /// The arenas a program runs in, one for each [`Space`] it uses.
-#[derive(Debug, Default)]
+#[derive(Clone, Copy, Debug, Default)]
 #[allow(missing_docs)]
 pub struct Arenas {
     pub parameters: Option<Buffer>,
