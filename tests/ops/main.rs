@@ -1,1 +1,4 @@
 //! Every op, alone: f64 references, finite differences, odd shapes.
+
+mod common;
+mod pointwise;

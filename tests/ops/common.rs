@@ -1,0 +1,494 @@
+//! What every op's test does: one op in a tiny plan, against a reference in f64.
+//!
+//! ```text
+//! Case::new(&[Input::image(&[2, 5, 5, 3]), Input::parameter(&[4, 3, 3, 3])],
+//!           |plan, t| plan.conv2d(t[0], t[1], None, options).unwrap())
+//!     .check(Terms { forward: 27, backward: 50 }, |x| reference(&x[0], &x[1]));
+//! ```
+//! [`Case::check`] compares the output with the reference and the gradients with
+//! its central differences, starting from memory full of NaN; then that add mode
+//! adds, that nothing else was written, and that threads, a second run and the
+//! rest of the batch change no bits. [`Machine`] is the level below, for ops
+//! that do not fit a case.
+
+use langevin::backend::cpu::Cpu;
+use langevin::backend::{Arenas, Backend, Program};
+use langevin::plan::{
+    DType, DiskLayout, Init, Mode, Plan, Role, Space, TensorId, Wrt, memory::ALIGNMENT,
+};
+
+/// What memory holds before a test writes to it: a NaN with a payload of its own.
+const SENTINEL: u32 = 0x7fc5_a5a5;
+
+/// Deterministic values, uniform in [-1, 1) (SplitMix64).
+pub fn values(seed: u64, len: usize) -> Vec<f32> {
+    (0..len as u64)
+        .map(|i| {
+            let word = split_mix(seed.wrapping_mul(0x2545_f491_4f6c_dd1d).wrapping_add(i));
+            (word >> 40) as f32 / (1u64 << 23) as f32 - 1.0
+        })
+        .collect()
+}
+
+fn split_mix(i: u64) -> u64 {
+    let mut z = i.wrapping_add(1).wrapping_mul(0x9e37_79b9_7f4a_7c15);
+    z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+    z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+    z ^ (z >> 31)
+}
+
+/// Asserts `max |found - expected| <= tolerance * max(max |expected|, floor)`.
+#[track_caller]
+pub fn assert_close(what: &str, found: &[f32], expected: &[f64], tolerance: f64, floor: f64) {
+    assert_eq!(found.len(), expected.len(), "{what}: number of elements");
+    let scale = expected.iter().fold(floor, |m, v| m.max(v.abs()));
+    for (i, (&f, &e)) in found.iter().zip(expected).enumerate() {
+        let error = (f64::from(f) - e).abs();
+        assert!(
+            error <= tolerance * scale,
+            "{what}[{i}] is {f:e}, expected {e:e}: off by {:.3e} of the largest value, allowed {tolerance:.3e}",
+            error / scale
+        );
+    }
+}
+
+/// Asserts equality in bits, NaN included.
+#[track_caller]
+pub fn assert_same_bits(what: &str, found: &[f32], expected: &[f32]) {
+    assert_eq!(found.len(), expected.len(), "{what}: number of elements");
+    let differs = found.iter().zip(expected).position(|(f, e)| f.to_bits() != e.to_bits());
+    if let Some(i) = differs {
+        panic!("{what}[{i}] is {:e}, expected the bits of {:e}", found[i], expected[i]);
+    }
+}
+
+/// A lowered plan in memory of its own, every byte of it a sentinel at first.
+pub struct Machine {
+    cpu: Cpu,
+    /// What runs.
+    pub program: Program,
+    arenas: Arenas,
+}
+
+impl Machine {
+    /// Lowers the plan and allocates every arena that its tensors use.
+    pub fn new(plan: Plan, threads: usize) -> Self {
+        let mut cpu = Cpu::new(threads);
+        let program = cpu.lower(plan).expect("the plan lowers");
+        let spaces = [
+            Space::Parameters,
+            Space::Gradients,
+            Space::FirstMoments,
+            Space::SecondMoments,
+            Space::Average,
+        ];
+        let weights = program.plan.parameters.arena_len() * 4;
+        let mut arenas = Arenas::default();
+        for space in spaces.into_iter().chain([Space::Packed, Space::Activations]) {
+            let (slot, needed) = match space {
+                Space::Parameters => (&mut arenas.parameters, weights),
+                Space::Gradients => (&mut arenas.gradients, weights),
+                Space::FirstMoments => (&mut arenas.first_moments, weights),
+                Space::SecondMoments => (&mut arenas.second_moments, weights),
+                Space::Average => (&mut arenas.average, weights),
+                Space::Packed => (&mut arenas.packed, program.memory.packed_bytes),
+                Space::Activations => (&mut arenas.activations, program.memory.activation_bytes),
+            };
+            // One line more, to see writes past the end.
+            let buffer = cpu.allocate(needed + ALIGNMENT, "a test").expect("memory");
+            *slot = Some(buffer);
+        }
+        let mut machine = Machine { cpu, program, arenas };
+        for space in spaces.into_iter().chain([Space::Packed, Space::Activations]) {
+            machine.fill(space, f32::from_bits(SENTINEL));
+        }
+        machine
+    }
+
+    /// Sets every element of an arena.
+    pub fn fill(&mut self, space: Space, value: f32) {
+        let buffer = self.arenas.get(space).expect("allocated");
+        let bytes = value.to_le_bytes().repeat(buffer.bytes / 4);
+        self.cpu.upload(buffer, 0, &bytes).expect("upload");
+    }
+
+    /// Copies f32 values into a tensor.
+    pub fn upload(&mut self, id: TensorId, values: &[f32]) {
+        self.upload_u32(id, &values.iter().map(|v| v.to_bits()).collect::<Vec<_>>());
+    }
+
+    /// Copies u32 values into a tensor.
+    pub fn upload_u32(&mut self, id: TensorId, values: &[u32]) {
+        assert_eq!(values.len(), self.program.plan.tensor(id).len());
+        let (space, offset) = self.program.place(id);
+        let bytes: Vec<u8> = values.iter().flat_map(|v| v.to_le_bytes()).collect();
+        let buffer = self.arenas.get(space).expect("allocated");
+        self.cpu.upload(buffer, offset, &bytes).expect("upload");
+    }
+
+    /// The values of a tensor.
+    pub fn download(&mut self, id: TensorId) -> Vec<f32> {
+        let len = self.program.plan.tensor(id).len();
+        let (space, offset) = self.program.place(id);
+        self.download_range(space, offset, len)
+    }
+
+    fn download_range(&mut self, space: Space, offset: usize, len: usize) -> Vec<f32> {
+        let mut bytes = vec![0; len * 4];
+        let buffer = self.arenas.get(space).expect("allocated");
+        self.cpu.download(buffer, offset, &mut bytes).expect("download");
+        let word = |b: &[u8]| f32::from_le_bytes(b.try_into().expect("four bytes"));
+        bytes.chunks_exact(4).map(word).collect()
+    }
+
+    /// Runs the prologue and the plan.
+    pub fn run(&mut self) {
+        self.cpu.refresh(&self.program, &self.arenas).expect("the prologue runs");
+        self.cpu.run(&self.program, &self.arenas).expect("the plan runs");
+        self.cpu.synchronize().expect("the plan finishes");
+    }
+
+    /// Asserts that no byte outside the tensors was written.
+    #[track_caller]
+    pub fn assert_only_tensors_were_written(&mut self) {
+        for space in [Space::Parameters, Space::Gradients, Space::Activations] {
+            let words = self.arenas.get(space).expect("allocated").bytes / 4;
+            let mut owned = vec![false; words];
+            for (i, t) in self.program.plan.tensors.iter().enumerate() {
+                if t.space == space {
+                    let from = self.program.memory.offsets[i] / 4;
+                    owned[from..from + t.len()].fill(true);
+                }
+            }
+            let content = self.download_range(space, 0, words);
+            for (i, (v, owned)) in content.iter().zip(owned).enumerate() {
+                assert!(
+                    owned || v.to_bits() == SENTINEL,
+                    "element {i} of {space:?}, which belongs to no tensor, became {v:e}"
+                );
+            }
+        }
+    }
+}
+
+/// One operand of a [`Case`].
+#[derive(Clone)]
+pub struct Input {
+    shape: Vec<usize>,
+    data: Data,
+    per_image: bool,
+    parameter: bool,
+    differentiable: bool,
+}
+
+#[derive(Clone)]
+enum Data {
+    F32(Vec<f32>),
+    U32(Vec<u32>),
+}
+
+impl Input {
+    fn new(shape: &[usize], data: Data) -> Self {
+        Input {
+            shape: shape.to_vec(),
+            data,
+            per_image: true,
+            parameter: false,
+            differentiable: true,
+        }
+    }
+
+    fn random(shape: &[usize]) -> Self {
+        let len = shape.iter().product();
+        let seed = shape.iter().fold(1, |s, &a| s * 31 + a as u64);
+        Input::new(shape, Data::F32(values(seed, len)))
+    }
+
+    /// An activation whose first axis counts images; values in [-1, 1).
+    pub fn image(shape: &[usize]) -> Self {
+        Input::random(shape)
+    }
+
+    /// A weight: uploaded to the parameter arena, gradient in the gradient arena.
+    pub fn parameter(shape: &[usize]) -> Self {
+        Input { per_image: false, parameter: true, ..Input::random(shape) }
+    }
+
+    /// u32 per image: indices `[n]`, random keys `[n, 4]`.
+    pub fn words(shape: &[usize], words: &[u32]) -> Self {
+        Input { differentiable: false, ..Input::new(shape, Data::U32(words.to_vec())) }
+    }
+
+    /// Replaces the values.
+    pub fn with(mut self, values: &[f32]) -> Self {
+        self.data = Data::F32(values.to_vec());
+        self
+    }
+
+    /// Maps each value.
+    pub fn map(mut self, f: impl Fn(f32) -> f32) -> Self {
+        if let Data::F32(values) = &mut self.data {
+            values.iter_mut().for_each(|v| *v = f(*v));
+        }
+        self
+    }
+
+    /// No gradient is expected by this operand.
+    pub fn fixed(mut self) -> Self {
+        self.differentiable = false;
+        self
+    }
+
+    fn len(&self) -> usize {
+        self.shape.iter().product()
+    }
+
+    /// The operand for image `i` alone.
+    fn image_only(&self, i: usize) -> Self {
+        let mut one = self.clone();
+        if self.per_image {
+            let len = self.len() / self.shape[0];
+            one.shape[0] = 1;
+            match &mut one.data {
+                Data::F32(v) => *v = v[i * len..(i + 1) * len].to_vec(),
+                Data::U32(v) => *v = v[i * len..(i + 1) * len].to_vec(),
+            }
+        }
+        one
+    }
+
+    fn as_f64(&self) -> Vec<f64> {
+        match &self.data {
+            Data::F32(v) => v.iter().map(|&v| f64::from(v)).collect(),
+            Data::U32(v) => v.iter().map(|&v| f64::from(v)).collect(),
+        }
+    }
+}
+
+/// How many terms are summed for one element of the output and of a gradient:
+/// decides what rounding is allowed.
+#[derive(Clone, Copy, Debug)]
+pub struct Terms {
+    /// Of an output.
+    pub forward: usize,
+    /// Of a gradient.
+    pub backward: usize,
+}
+
+/// Relative error allowed for a sum of that many f32 terms: four times the
+/// random walk of its roundings.
+pub fn rounding(terms: usize) -> f64 {
+    4.0 * f64::from(f32::EPSILON) * (terms.max(1) as f64).sqrt()
+}
+
+type Build<'a> = Box<dyn Fn(&mut Plan, &[TensorId]) -> TensorId + 'a>;
+
+/// One op with its operands.
+pub struct Case<'a> {
+    inputs: Vec<Input>,
+    build: Build<'a>,
+}
+
+/// Output and gradients (by input) of one run.
+pub struct Outcome {
+    /// The op's output.
+    pub output: Vec<f32>,
+    /// Gradient by each input that has one.
+    pub gradients: Vec<Option<Vec<f32>>>,
+}
+
+impl<'a> Case<'a> {
+    /// `build` appends the op; it is given the tensors of `inputs` and must take
+    /// the number of images from their shapes.
+    pub fn new(inputs: &[Input], build: impl Fn(&mut Plan, &[TensorId]) -> TensorId + 'a) -> Self {
+        Case { inputs: inputs.to_vec(), build: Box::new(build) }
+    }
+
+    /// Runs forward and backward. The gradients are written over NaN, or added
+    /// to `before` where it is given.
+    pub fn run(&self, threads: usize, before: Option<&Outcome>) -> Outcome {
+        self.run_with(&self.inputs, &|len| values(99, len), threads, before)
+    }
+
+    fn run_with(
+        &self,
+        inputs: &[Input],
+        upstream: &dyn Fn(usize) -> Vec<f32>,
+        threads: usize,
+        before: Option<&Outcome>,
+    ) -> Outcome {
+        let mut plan = Plan::new();
+        let tensors: Vec<TensorId> = inputs
+            .iter()
+            .enumerate()
+            .map(|(i, input)| {
+                let name = format!("operand_{i}");
+                let dtype = match input.data {
+                    Data::F32(_) => DType::F32,
+                    Data::U32(_) => DType::U32,
+                };
+                if input.parameter {
+                    let (layout, init) = (DiskLayout::Same, Init::Constant(0.0));
+                    plan.parameter(&name, &input.shape, layout, init, true)
+                } else {
+                    plan.activation(name, &input.shape, dtype, Role::State)
+                }
+            })
+            .collect();
+        let y = (self.build)(&mut plan, &tensors);
+        plan.keep(y);
+        let shape = plan.shape(y).to_vec();
+        let d_y = plan.activation("upstream", &shape, DType::F32, Role::State);
+        let wanted: Vec<TensorId> =
+            tensors.iter().zip(inputs).filter(|(_, i)| i.differentiable).map(|(&t, _)| t).collect();
+        let forward = plan.nodes.len();
+        if !wanted.is_empty() {
+            plan.derive(&[(y, Some(d_y))], Wrt::Tensors(wanted.clone())).expect("a derivative");
+        }
+        let gradients: Vec<Option<TensorId>> = tensors.iter().map(|&t| plan.gradient(t)).collect();
+        for (t, g) in tensors.iter().zip(&gradients) {
+            let expected = wanted.contains(t);
+            assert_eq!(g.is_some(), expected, "gradient by `{}`", plan.tensor(*t).name);
+        }
+        if before.is_some() {
+            for &g in gradients.iter().flatten() {
+                plan.tensors[g.index()].role = Role::State;
+                let writes = plan.nodes[forward..].iter_mut().flat_map(|n| n.outputs.iter_mut());
+                for write in writes.flatten().filter(|w| w.tensor == g) {
+                    write.mode = Mode::Add;
+                }
+            }
+        }
+        let mut machine = Machine::new(plan, threads);
+        for (&t, input) in tensors.iter().zip(inputs) {
+            match &input.data {
+                Data::F32(v) => machine.upload(t, v),
+                Data::U32(v) => machine.upload_u32(t, v),
+            }
+        }
+        machine.upload(d_y, &upstream(shape.iter().product()));
+        if let Some(before) = before {
+            for (g, values) in gradients.iter().zip(&before.gradients) {
+                if let (Some(g), Some(values)) = (g, values) {
+                    machine.upload(*g, values);
+                }
+            }
+        }
+        machine.run();
+        machine.assert_only_tensors_were_written();
+        for (&t, input) in tensors.iter().zip(inputs) {
+            if let Data::F32(v) = &input.data {
+                assert_same_bits("an operand", &machine.download(t), v);
+            }
+        }
+        Outcome {
+            output: machine.download(y),
+            gradients: gradients.iter().map(|g| g.map(|g| machine.download(g))).collect(),
+        }
+    }
+
+    /// Everything an op owes; `reference` maps the operands (u32 ones as
+    /// numbers) to the output, in f64.
+    #[track_caller]
+    pub fn check(&self, terms: Terms, reference: impl Fn(&[Vec<f64>]) -> Vec<f64>) {
+        let outcome = self.run(1, None);
+        let operands: Vec<Vec<f64>> = self.inputs.iter().map(Input::as_f64).collect();
+        let expected = reference(&operands);
+        assert_close("output", &outcome.output, &expected, rounding(terms.forward), 0.0);
+        self.check_gradients(&outcome, terms, &operands, &reference);
+        self.check_add_mode(&outcome);
+        self.check_bits(&outcome);
+    }
+
+    /// Gradients against central differences of `sum upstream * reference`.
+    #[track_caller]
+    fn check_gradients(
+        &self,
+        outcome: &Outcome,
+        terms: Terms,
+        operands: &[Vec<f64>],
+        reference: &dyn Fn(&[Vec<f64>]) -> Vec<f64>,
+    ) {
+        let upstream = values(99, outcome.output.len());
+        let objective = |x: &[Vec<f64>]| -> f64 {
+            reference(x).iter().zip(&upstream).map(|(y, &u)| y * f64::from(u)).sum()
+        };
+        let mut x = operands.to_vec();
+        for (i, gradient) in outcome.gradients.iter().enumerate() {
+            let Some(gradient) = gradient else { continue };
+            let scale = gradient.iter().fold(0f64, |m, &v| m.max(f64::from(v).abs()));
+            assert!(scale.is_finite(), "gradient by operand {i} is not finite");
+            // Every element of a small operand, a sample of a large one.
+            let stride = (gradient.len() / 61).max(1);
+            let picked: Vec<usize> = (0..gradient.len()).step_by(stride).collect();
+            let h = 1e-5;
+            let (mut found, mut expected) = (Vec::new(), Vec::new());
+            for &e in &picked {
+                let middle = x[i][e];
+                x[i][e] = middle + h;
+                let above = objective(&x);
+                x[i][e] = middle - h;
+                let below = objective(&x);
+                x[i][e] = middle;
+                found.push(gradient[e]);
+                expected.push((above - below) / (2.0 * h));
+            }
+            // Differences themselves are good to about 1e-9 of the objective.
+            let tolerance = rounding(terms.backward);
+            let floor = scale.max(1e-9 * objective(&x).abs() / tolerance);
+            let what = format!("gradient by operand {i} (every {stride}th element)");
+            assert_close(&what, &found, &expected, tolerance, floor);
+        }
+    }
+
+    /// Adding a gradient to itself must double it.
+    #[track_caller]
+    fn check_add_mode(&self, outcome: &Outcome) {
+        let added = self.run(2, Some(outcome));
+        for (i, (twice, once)) in added.gradients.iter().zip(&outcome.gradients).enumerate() {
+            let (Some(twice), Some(once)) = (twice, once) else { continue };
+            let doubled: Vec<f64> = once.iter().map(|&v| 2.0 * f64::from(v)).collect();
+            let what = format!("gradient by operand {i}, added to itself,");
+            assert_close(&what, twice, &doubled, rounding(4), 0.0);
+        }
+    }
+
+    /// A second run, other numbers of threads and other batches change no bits
+    /// (of the output and of gradients by images; weights sum over the batch).
+    #[track_caller]
+    fn check_bits(&self, outcome: &Outcome) {
+        for threads in [1, 2, 3] {
+            let again = self.run(threads, None);
+            let what = format!("output with {threads} threads");
+            assert_same_bits(&what, &again.output, &outcome.output);
+            for (i, (a, b)) in again.gradients.iter().zip(&outcome.gradients).enumerate() {
+                if let (Some(a), Some(b)) = (a, b) {
+                    let what = format!("gradient by operand {i} with {threads} threads");
+                    assert_same_bits(&what, a, b);
+                }
+            }
+        }
+        let Some(n) = self.inputs.iter().find(|i| i.per_image).map(|i| i.shape[0]) else { return };
+        if n == 1 {
+            return;
+        }
+        let upstream = values(99, outcome.output.len());
+        for image in 0..n {
+            let part = |all: &[f32]| {
+                let len = all.len() / n;
+                all[image * len..(image + 1) * len].to_vec()
+            };
+            let inputs: Vec<Input> = self.inputs.iter().map(|i| i.image_only(image)).collect();
+            let alone = self.run_with(&inputs, &|_| part(&upstream), 2, None);
+            let what = format!("output of image {image} alone");
+            assert_same_bits(&what, &alone.output, &part(&outcome.output));
+            for (i, input) in self.inputs.iter().enumerate() {
+                let (a, b) = (&alone.gradients[i], &outcome.gradients[i]);
+                if let (true, Some(a), Some(b)) = (input.per_image, a, b) {
+                    let what = format!("gradient by operand {i} of image {image} alone");
+                    assert_same_bits(&what, a, &part(b));
+                }
+            }
+        }
+    }
+}
