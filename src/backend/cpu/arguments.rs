@@ -87,6 +87,11 @@ impl<'a> Arguments<'a> {
         Some((unsafe { std::slice::from_raw_parts_mut(p.cast(), len) }, write.mode))
     }
 
+    /// Output at position `i` and its mode, of an op that is only run for it.
+    pub fn required(&mut self, i: usize) -> (&'a mut [f32], Mode) {
+        self.output(i).expect("required output of an op")
+    }
+
     /// Output at position `i`, overwritten, which the op requires.
     pub fn written(&mut self, i: usize) -> &'a mut [f32] {
         self.output(i).expect("required output of an op").0

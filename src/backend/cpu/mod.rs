@@ -2,6 +2,9 @@
 #![allow(unsafe_code)] // Arena memory is handed to kernels as slices.
 
 mod arguments;
+pub mod isa;
+mod math;
+pub mod pointwise;
 pub mod pool;
 
 pub use arguments::Arguments;
@@ -64,8 +67,16 @@ impl Cpu {
 
 /// Executes one node. Exhaustive, so that a forgotten op does not compile.
 fn execute(pool: &Pool, node: &Node, a: &mut Arguments) -> Result<()> {
-    let _ = (pool, &a);
     match &node.op {
+        Op::Activate(op) => pointwise::activate(pool, op, a.input(0), a.required(0)),
+        Op::ActivateBackward(op) => {
+            pointwise::activate_backward(pool, op, a.input(0), a.input(1), a.required(0));
+        }
+        Op::Add(op) => pointwise::add(pool, op, a.input(0), a.input(1), a.required(0)),
+        Op::Scale(op) => pointwise::scale(pool, op, a.input(0), a.required(0)),
+        Op::ScaleRows(op) => {
+            pointwise::scale_rows(pool, op, a.input(0), a.input(1), a.required(0));
+        }
         op => {
             return Err(Error::Device {
                 device: "cpu".into(),
@@ -73,6 +84,7 @@ fn execute(pool: &Pool, node: &Node, a: &mut Arguments) -> Result<()> {
             });
         }
     }
+    Ok(())
 }
 
 impl Backend for Cpu {
