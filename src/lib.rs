@@ -11,10 +11,13 @@
 //!   backward, lifetimes turned into offsets.
 //! - [`backend`]: the narrow trait that executes a plan; [`backend::cpu`].
 //! - [`random`]: counter-based random numbers, the same bits on every backend.
+//! - [`data`]: pictures to learn from; [`picture`]: pictures to look at.
 
 pub mod backend;
+pub mod data;
 pub mod error;
 pub mod ops;
+pub mod picture;
 pub mod plan;
 pub mod random;
 
