@@ -11,9 +11,12 @@
 //!   backward, lifetimes turned into offsets.
 //! - [`backend`]: the narrow trait that executes a plan; [`backend::cpu`].
 //! - [`random`]: counter-based random numbers, the same bits on every backend.
+//! - [`checkpoint`]: diffusers directories in and out, training state, atomic
+//!   files.
 //! - [`data`]: pictures to learn from; [`picture`]: pictures to look at.
 
 pub mod backend;
+pub mod checkpoint;
 pub mod data;
 pub mod error;
 pub mod ops;
