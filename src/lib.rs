@@ -14,6 +14,7 @@
 //! - [`checkpoint`]: diffusers directories in and out, training state, atomic
 //!   files.
 //! - [`data`]: pictures to learn from; [`picture`]: pictures to look at.
+//! - [`train`]: what a run reports of its steps, and how far it is.
 
 pub mod backend;
 pub mod checkpoint;
@@ -23,5 +24,6 @@ pub mod ops;
 pub mod picture;
 pub mod plan;
 pub mod random;
+pub mod train;
 
 pub use error::{Error, Result};

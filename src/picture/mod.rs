@@ -1,8 +1,12 @@
 //! Pictures of samples and of a run's course, as PNG bytes for the caller to
 //! write in whole.
 
+mod curve;
+
 use image::codecs::png::{CompressionType, FilterType, PngEncoder};
 use image::{ExtendedColorType, ImageEncoder};
+
+pub use curve::loss_curve;
 
 /// Least height and width, in pixels, at which a grid shows an image.
 const SEEN: usize = 48;

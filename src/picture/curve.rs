@@ -1,0 +1,290 @@
+//! The loss curve of a run: loss (each record faint, their running mean on top)
+//! and the mean loss of each time quartile on a log axis; gradient norm and
+//! learning rate below.
+
+use std::ops::Range;
+use std::sync::Once;
+
+use image::imageops::{FilterType, resize};
+use plotters::coord::ranged1d::{KeyPointHint, Ranged, ValueFormatter};
+use plotters::coord::types::RangedCoordf64;
+use plotters::coord::{Shift, ranged1d::NoDefaultFormatting};
+use plotters::prelude::*;
+use plotters::style::{FontStyle, register_font};
+
+use super::encode;
+use crate::train::metrics::Record;
+
+/// Size of the picture in pixels.
+const SIZE: (u32, u32) = (1000, 640);
+/// Drawn this many times larger and averaged down: plotters draws thick lines
+/// without smoothing.
+const OVER: u32 = 2;
+const FONT: &str = "sans-serif";
+
+const INK: RGBColor = RGBColor(38, 43, 51);
+const FAINT_INK: RGBColor = RGBColor(112, 119, 130);
+const MESH: RGBColor = RGBColor(230, 232, 236);
+const LOSS: RGBColor = RGBColor(24, 38, 61);
+const RATE: RGBColor = RGBColor(202, 98, 34);
+const NORM: RGBColor = RGBColor(58, 110, 165);
+/// Quartiles from the data end of time to the noise end.
+const QUARTILES: [RGBColor; 4] =
+    [RGBColor(68, 119, 170), RGBColor(34, 150, 110), RGBColor(214, 160, 30), RGBColor(204, 80, 90)];
+
+/// Records whose mean a point of a smoothed line is: a fiftieth of the run on
+/// either side.
+fn half_window(records: usize) -> usize {
+    (records / 50).max(1)
+}
+
+/// Draws the course of a run as a PNG of 1000 x 640 pixels. Values that are
+/// missing, zero or not finite are left out; without records the axes are empty.
+pub fn loss_curve(records: &[Record]) -> Vec<u8> {
+    static FONTS: Once = Once::new();
+    FONTS.call_once(|| {
+        // On failure text is left out by plotters' error below, so it cannot go
+        // unseen: the font is part of the program.
+        let _ = register_font(FONT, FontStyle::Normal, epaint_default_fonts::UBUNTU_LIGHT);
+    });
+    let (width, height) = (SIZE.0 * OVER, SIZE.1 * OVER);
+    let mut bytes = vec![255; (width * height * 3) as usize];
+    {
+        let root = BitMapBackend::with_buffer(&mut bytes, (width, height)).into_drawing_area();
+        draw(&root, records).expect("drawing into memory with a built-in font");
+    }
+    let large = image::RgbImage::from_raw(width, height, bytes).expect("three bytes a pixel");
+    let small = resize(&large, SIZE.0, SIZE.1, FilterType::Triangle);
+    encode(&small, SIZE.1 as usize, SIZE.0 as usize, 3)
+}
+
+type Area<'a> = DrawingArea<BitMapBackend<'a>, Shift>;
+type Drawn = Result<(), Box<dyn std::error::Error>>;
+type Points = Vec<(f64, f64)>;
+
+fn draw(root: &Area, records: &[Record]) -> Drawn {
+    let (top, bottom) = root.split_vertically(430 * OVER);
+    let last = records.last().map_or(1, |record| record.step).max(1) as f64;
+    draw_loss(&top, records, last)?;
+    let (left, right) = bottom.split_horizontally(SIZE.0 / 2 * OVER);
+    let window = half_window(records.len());
+    let norms = points(records, |record| Some(record.gradient_norm.into()));
+    draw_small(&left, "gradient norm", NORM, &norms, Some(window), last)?;
+    let rates = points(records, |record| Some(record.learning_rate));
+    draw_small(&right, "learning rate", RATE, &rates, None, last)
+}
+
+fn draw_loss(area: &Area, records: &[Record], last: f64) -> Drawn {
+    let window = half_window(records.len());
+    let loss = points(records, |record| Some(record.loss.into()));
+    let mean = smoothed(&loss, window);
+    let quartiles: [Points; 4] = std::array::from_fn(|quarter| {
+        smoothed(&points(records, |record| record.loss_quartiles[quarter].map(f64::from)), window)
+    });
+    let spread = spread(loss.iter().chain(quartiles.iter().flatten()));
+    let title = format!("loss, {} steps", last as u64);
+    let mut chart = ChartBuilder::on(area)
+        .margin_top(14 * OVER)
+        .margin_right(24 * OVER)
+        .x_label_area_size(34 * OVER)
+        .y_label_area_size(66 * OVER)
+        .caption(title, (FONT, 21 * OVER).into_font().color(&INK))
+        .build_cartesian_2d(Linear(0.0..last), Log(spread))?;
+    chart
+        .configure_mesh()
+        .axis_style(FAINT_INK.stroke_width(OVER))
+        .bold_line_style(MESH.stroke_width(OVER))
+        .light_line_style(TRANSPARENT)
+        .x_labels(11)
+        .y_labels(9)
+        .label_style((FONT, 15 * OVER).into_font().color(&FAINT_INK))
+        .draw()?;
+    let faint = LOSS.mix(0.22).stroke_width(OVER);
+    chart.draw_series(LineSeries::new(loss, faint))?;
+    for (quarter, points) in quartiles.into_iter().enumerate() {
+        let style = QUARTILES[quarter].stroke_width(OVER * 3 / 2);
+        let name = ["first quarter of time", "second", "third", "last"][quarter];
+        chart.draw_series(LineSeries::new(points, style))?.label(name).legend(legend(style));
+    }
+    let style = LOSS.stroke_width(OVER * 5 / 2);
+    chart.draw_series(LineSeries::new(mean, style))?.label("all times").legend(legend(style));
+    chart
+        .configure_series_labels()
+        .position(SeriesLabelPosition::UpperRight)
+        .legend_area_size(30 * OVER)
+        .margin(8 * OVER)
+        .background_style(WHITE.mix(0.85))
+        .label_font((FONT, 15 * OVER).into_font().color(&INK))
+        .draw()?;
+    Ok(())
+}
+
+/// A panel of one quantity; `window` smooths it over its faint raw line.
+fn draw_small(
+    area: &Area,
+    name: &str,
+    colour: RGBColor,
+    points: &Points,
+    window: Option<usize>,
+    last: f64,
+) -> Drawn {
+    let top = points.iter().map(|point| point.1).fold(0.0, f64::max);
+    let top = if top > 0.0 { top * 1.08 } else { 1.0 };
+    let mut chart = ChartBuilder::on(area)
+        .margin_bottom(8 * OVER)
+        .margin_right(24 * OVER)
+        .x_label_area_size(26 * OVER)
+        .y_label_area_size(66 * OVER)
+        .caption(name, (FONT, 17 * OVER).into_font().color(&INK))
+        .build_cartesian_2d(Linear(0.0..last), Linear(0.0..top))?;
+    chart
+        .configure_mesh()
+        .axis_style(FAINT_INK.stroke_width(OVER))
+        .bold_line_style(MESH.stroke_width(OVER))
+        .light_line_style(TRANSPARENT)
+        .x_labels(6)
+        .y_labels(4)
+        .label_style((FONT, 14 * OVER).into_font().color(&FAINT_INK))
+        .draw()?;
+    let style = colour.stroke_width(OVER * 2);
+    match window {
+        Some(window) => {
+            let faint = colour.mix(0.3).stroke_width(OVER);
+            chart.draw_series(LineSeries::new(points.iter().copied(), faint))?;
+            chart.draw_series(LineSeries::new(smoothed(points, window), style))?;
+        }
+        None => {
+            chart.draw_series(LineSeries::new(points.iter().copied(), style))?;
+        }
+    }
+    Ok(())
+}
+
+/// A short line beside the name of a series.
+fn legend(style: ShapeStyle) -> impl Fn((i32, i32)) -> PathElement<(i32, i32)> {
+    let over = OVER as i32;
+    move |(x, y)| PathElement::new(vec![(x + 4 * over, y), (x + 24 * over, y)], style)
+}
+
+/// (step, value) of the records that have a finite value, not below 0.
+fn points(records: &[Record], value: impl Fn(&Record) -> Option<f64>) -> Points {
+    let point = |record: &Record| Some((record.step as f64, value(record)?));
+    records.iter().filter_map(point).filter(|(_, y)| y.is_finite() && *y >= 0.0).collect()
+}
+
+/// Mean over `window` points on either side, fewer at the ends.
+fn smoothed(points: &[(f64, f64)], window: usize) -> Points {
+    let mut sums = vec![0.0];
+    for (_, y) in points {
+        sums.push(sums[sums.len() - 1] + y);
+    }
+    points
+        .iter()
+        .enumerate()
+        .map(|(i, (x, _))| {
+            // As far to either side as both sides reach: a mean that is not
+            // centred would bend the ends.
+            let reach = window.min(i).min(points.len() - 1 - i);
+            let (from, to) = (i - reach, i + reach + 1);
+            (*x, (sums[to] - sums[from]) / (to - from) as f64)
+        })
+        .collect()
+}
+
+/// Range of the log axis around the positive values.
+fn spread<'a>(points: impl Iterator<Item = &'a (f64, f64)>) -> Range<f64> {
+    let (mut least, mut most) = (f64::INFINITY, 0.0f64);
+    for &(_, y) in points.filter(|(_, y)| *y > 0.0) {
+        (least, most) = (least.min(y), most.max(y));
+    }
+    if most == 0.0 {
+        return 0.01..1.0;
+    }
+    // A flat line stands in the middle of a decade.
+    let margin = (most / least).powf(0.05).max(1.2);
+    least / margin..most * margin
+}
+
+/// A linear axis from 0 that labels large and small numbers briefly.
+struct Linear(Range<f64>);
+
+/// A logarithmic axis labelled at 1, 2 and 5 of every decade, or at powers of
+/// ten where there are many.
+struct Log(Range<f64>);
+
+impl Ranged for Linear {
+    type ValueType = f64;
+    type FormatOption = NoDefaultFormatting;
+
+    fn map(&self, value: &f64, limit: (i32, i32)) -> i32 {
+        RangedCoordf64::from(self.0.clone()).map(value, limit)
+    }
+
+    fn key_points<Hint: KeyPointHint>(&self, hint: Hint) -> Vec<f64> {
+        RangedCoordf64::from(self.0.clone()).key_points(hint)
+    }
+
+    fn range(&self) -> Range<f64> {
+        self.0.clone()
+    }
+}
+
+impl ValueFormatter<f64> for Linear {
+    fn format_ext(&self, value: &f64) -> String {
+        brief(*value)
+    }
+}
+
+impl Ranged for Log {
+    type ValueType = f64;
+    type FormatOption = NoDefaultFormatting;
+
+    fn map(&self, value: &f64, limit: (i32, i32)) -> i32 {
+        let value = value.clamp(self.0.start, self.0.end).ln();
+        RangedCoordf64::from(self.0.start.ln()..self.0.end.ln()).map(&value, limit)
+    }
+
+    fn key_points<Hint: KeyPointHint>(&self, hint: Hint) -> Vec<f64> {
+        let decades = self.0.start.log10().floor() as i32..=self.0.end.log10().ceil() as i32;
+        let at = |mantissas: &[f64]| -> Vec<f64> {
+            let of_decade = |decade| mantissas.iter().map(move |m| m * 10f64.powi(decade));
+            decades.clone().flat_map(of_decade).filter(|v| self.0.contains(v)).collect()
+        };
+        let most = hint.max_num_points();
+        let choices = [
+            at(&[1.0, 1.5, 2.0, 3.0, 4.0, 5.0, 6.0, 7.0, 8.0, 9.0]),
+            at(&[1.0, 2.0, 3.0, 5.0]),
+            at(&[1.0, 2.0, 5.0]),
+        ];
+        let fitting = choices.into_iter().find(|points| points.len() <= most);
+        fitting.unwrap_or_else(|| at(&[1.0]))
+    }
+
+    fn range(&self) -> Range<f64> {
+        self.0.clone()
+    }
+}
+
+impl ValueFormatter<f64> for Log {
+    fn format_ext(&self, value: &f64) -> String {
+        brief(*value)
+    }
+}
+
+/// A number in few characters: 20k, 0.05, 2e-4.
+fn brief(value: f64) -> String {
+    let rounded = |value: f64| {
+        let text = format!("{value:.3}");
+        text.trim_end_matches('0').trim_end_matches('.').to_string()
+    };
+    match value.abs() {
+        0.0 => "0".into(),
+        1e6.. => format!("{}M", rounded(value / 1e6)),
+        1e4.. => format!("{}k", rounded(value / 1e3)),
+        1e-2.. => rounded(value),
+        _ => {
+            let exponent = value.abs().log10().floor() as i32;
+            format!("{}e{exponent}", rounded(value / 10f64.powi(exponent)))
+        }
+    }
+}
