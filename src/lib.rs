@@ -11,6 +11,8 @@
 //! - [`plan`]: tensors with static shapes, an ordered list of [`ops`], derived
 //!   backward, lifetimes turned into offsets.
 //! - [`backend`]: the narrow trait that executes a plan; [`backend::cpu`].
+//! - [`diffusion`]: processes, denoisers, losses and samplers on one pair of
+//!   functions of time.
 //! - [`random`]: counter-based random numbers, the same bits on every backend.
 //! - [`checkpoint`]: diffusers directories in and out, training state, atomic
 //!   files.
@@ -20,6 +22,7 @@
 pub mod backend;
 pub mod checkpoint;
 pub mod data;
+pub mod diffusion;
 pub mod error;
 pub mod model;
 pub mod ops;

@@ -1,0 +1,48 @@
+//! Training: times, targets and weights, as the rows of coefficients that
+//! [`ops::noising`](crate::ops::noising) and [`ops::loss`](crate::ops::loss) read.
+
+use super::denoiser::Prediction;
+use super::process::Pair;
+use crate::ops::noising::coefficient;
+
+/// Weight of an example's squared error by its time.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Weighting {
+    /// 1 at every time (Ho et al. 2020, eq. 14).
+    #[default]
+    Simple,
+}
+
+impl Weighting {
+    /// The weight at a pair.
+    pub fn weight(self, _pair: Pair) -> f64 {
+        match self {
+            Weighting::Simple => 1.0,
+        }
+    }
+}
+
+/// The coefficients of one training example: its noised input
+/// `signal x_0 + std eps`, its target and its weight.
+pub fn row(
+    pair: Pair,
+    prediction: Prediction,
+    weighting: Weighting,
+) -> [f32; coefficient::COLUMNS] {
+    let (target_x0, target_noise) = prediction.target(pair);
+    let mut row = [0.0; coefficient::COLUMNS];
+    row[coefficient::SIGNAL] = pair.signal() as f32;
+    row[coefficient::STD] = pair.std as f32;
+    row[coefficient::TARGET_X0] = target_x0 as f32;
+    row[coefficient::TARGET_NOISE] = target_noise as f32;
+    row[coefficient::WEIGHT] = weighting.weight(pair) as f32;
+    row
+}
+
+/// The row of an image that only fills up the last batch: noised like any other
+/// (its values stay finite), of weight 0.
+pub fn padding_row() -> [f32; coefficient::COLUMNS] {
+    let mut row = [0.0; coefficient::COLUMNS];
+    row[coefficient::SIGNAL] = 1.0;
+    row
+}

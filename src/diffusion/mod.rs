@@ -1,0 +1,20 @@
+//! The mathematics of diffusion, which sees neither a network's insides nor a
+//! backend's. Everything follows from one pair of functions of time, signal
+//! alpha(t) and std sigma(t), with p(x_t | x_0) = N(alpha x_0, sigma^2 I).
+//!
+//! ```text
+//! scheduler (diffusers' configuration) -> schedule (table of pairs)
+//!     -> loss    (rows of coefficients for training)
+//! ```
+//!
+//! - [`process`]: the pair, the posterior between any two times.
+//! - [`schedule`]: beta schedules and DDPM's discrete table.
+//! - [`denoiser`]: what a network predicts, and limits on x_0.
+//! - [`loss`]: training targets, weights and times.
+//! - [`scheduler`]: diffusers' `scheduler_config.json`.
+
+pub mod denoiser;
+pub mod loss;
+pub mod process;
+pub mod schedule;
+pub mod scheduler;
