@@ -46,7 +46,9 @@ impl Default for ConvOptions {
 /// - `Conv2dBackwardData`: inputs d_y, weight; output d_x.
 /// - `Conv2dBackwardWeight`: inputs x, d_y; outputs d_weight, d_bias.
 ///
-
+/// A backend's lowering may add inputs. For the CPU: the packed weight (position
+/// 3 of `Conv2d`, 2 of `Conv2dBackwardData`), and to `Conv2d` what is added to its
+/// result, in this order: e `[n,c_out]` (4), a residual with the shape of y (5).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[allow(missing_docs)]
 pub struct Conv2d {
@@ -114,6 +116,15 @@ impl Plan {
     ) -> Result<TensorId> {
         let [n, h, w, c_in] = self.image_shape("conv2d", x)?;
         let [c_out, kh, kw, c_group] = self.image_shape("conv2d", weight)?;
+        let o = &options;
+        if o.groups == 0 || [o.stride, o.dilation].as_flattened().contains(&0) || kh * kw == 0 {
+            return Err(Error::Shape {
+                op: "conv2d",
+                tensor: self.tensor(weight).name.clone(),
+                expected: "at least one tap, and stride, dilation and groups of at least 1".into(),
+                found: self.shape(weight).to_vec(),
+            });
+        }
         if c_group * options.groups != c_in || !c_out.is_multiple_of(options.groups) {
             return Err(Error::Shape {
                 op: "conv2d",

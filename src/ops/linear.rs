@@ -8,6 +8,8 @@ use crate::plan::{Deriver, Node, Plan, TensorId};
 /// - `Linear`: inputs x `[..., in]`, weight `[out, in]`, bias `[out]` (optional); output y `[..., out]`.
 /// - `LinearBackwardData`: inputs d_y, weight; output d_x.
 /// - `LinearBackwardWeight`: inputs x, d_y; outputs d_weight, d_bias.
+///
+/// Lowering adds inputs as it does for [`Conv2d`](super::conv2d::Conv2d).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[allow(missing_docs)]
 pub struct Linear {

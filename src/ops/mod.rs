@@ -16,6 +16,7 @@ pub mod loss;
 pub mod noising;
 pub mod norm;
 pub mod optimizer;
+pub mod pack;
 pub mod pointwise;
 pub mod resample;
 
@@ -59,6 +60,7 @@ pub enum Op {
     LossBackward(loss::Loss),
     GlobalNorm(optimizer::GlobalNorm),
     AdamW(optimizer::AdamW),
+    PackWeight(pack::PackWeight),
 }
 
 impl Op {
@@ -97,6 +99,7 @@ impl Op {
             Op::LossBackward(_) => "loss_backward",
             Op::GlobalNorm(_) => "global_norm",
             Op::AdamW(_) => "adamw",
+            Op::PackWeight(_) => "pack_weight",
         }
     }
 
@@ -146,7 +149,8 @@ impl Op {
             | Op::Noising(_)
             | Op::LossBackward(_)
             | Op::GlobalNorm(_)
-            | Op::AdamW(_) => {
+            | Op::AdamW(_)
+            | Op::PackWeight(_) => {
                 unreachable!("{} is not a forward op of a network", self.name())
             }
         }

@@ -263,6 +263,18 @@ impl Plan {
         })
     }
 
+    /// An f32 tensor of [`Space::Packed`], written by the prologue.
+    pub fn packed(&mut self, name: impl Into<String>, len: usize) -> TensorId {
+        self.add_tensor(Tensor {
+            name: name.into(),
+            shape: vec![len],
+            dtype: DType::F32,
+            space: Space::Packed,
+            role: Role::State,
+            offset: None,
+        })
+    }
+
     /// Appends an op.
     pub fn push(
         &mut self,

@@ -2,7 +2,11 @@
 #![allow(unsafe_code)] // Arena memory is handed to kernels as slices.
 
 mod arguments;
+pub mod conv2d;
+mod gemm;
 pub mod isa;
+pub mod linear;
+mod lower;
 mod math;
 pub mod pointwise;
 pub mod pool;
@@ -65,9 +69,42 @@ impl Cpu {
     }
 }
 
+/// The operands that lowering has fused into a convolution or linear layer.
+fn epilogue<'a>(a: &Arguments<'a>) -> conv2d::Epilogue<'a> {
+    conv2d::Epilogue { bias: a.optional(2), per_image: a.optional(4), residual: a.optional(5) }
+}
+
 /// Executes one node. Exhaustive, so that a forgotten op does not compile.
 fn execute(pool: &Pool, node: &Node, a: &mut Arguments) -> Result<()> {
+    let isa = isa::Isa::detect();
     match &node.op {
+        Op::Conv2d(op) => {
+            let (y, mode) = a.required(0);
+            conv2d::forward(pool, isa, op, a.input(0), a.input(3), epilogue(a), y, mode);
+        }
+        Op::Conv2dBackwardData(op) => {
+            let (d_x, mode) = a.required(0);
+            conv2d::backward_data(pool, isa, op, a.input(0), a.input(2), d_x, mode);
+        }
+        Op::Conv2dBackwardWeight(op) => {
+            let gradients = (a.output(0), a.output(1));
+            let (x, d_y, workspace) = (a.input(0), a.input(1), a.workspace());
+            conv2d::backward_weight(pool, isa, op, x, d_y, gradients.0, gradients.1, workspace);
+        }
+        Op::Linear(op) => {
+            let (y, mode) = a.required(0);
+            linear::forward(pool, isa, op, a.input(0), a.input(3), epilogue(a), y, mode);
+        }
+        Op::LinearBackwardData(op) => {
+            let (d_x, mode) = a.required(0);
+            linear::backward_data(pool, isa, op, a.input(0), a.input(2), d_x, mode);
+        }
+        Op::LinearBackwardWeight(op) => {
+            let gradients = (a.output(0), a.output(1));
+            let (x, d_y, workspace) = (a.input(0), a.input(1), a.workspace());
+            linear::backward_weight(pool, isa, op, x, d_y, gradients.0, gradients.1, workspace);
+        }
+        Op::PackWeight(op) => conv2d::pack(pool, op, a.input(0), a.written(0)),
         Op::Activate(op) => pointwise::activate(pool, op, a.input(0), a.required(0)),
         Op::ActivateBackward(op) => {
             pointwise::activate_backward(pool, op, a.input(0), a.input(1), a.required(0));
@@ -98,7 +135,7 @@ impl Backend for Cpu {
     }
 
     fn lower(&self, plan: Plan) -> Result<Program> {
-        Ok(Program::new(plan, Vec::new()))
+        Ok(lower::lower(plan))
     }
 
     fn allocate(&mut self, bytes: usize, what: &str) -> Result<Buffer> {

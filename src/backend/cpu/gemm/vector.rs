@@ -1,0 +1,157 @@
+//! The vector types the micro-kernels are generic over.
+//!
+//! Every lane does one IEEE fused multiply-add at a time, in the order the
+//! kernel gives, so all of them produce the same bits. A dtype with its own dot
+//! product instruction (bf16: `vdpbf16ps`) is a second trait beside this one,
+//! not a vector type of it: its kernels read pairs of the reduced axis.
+
+/// f32 lanes of one register.
+///
+/// # Safety
+/// Every method needs the CPU features of the implementing type; pointers must
+/// be valid for the lanes that are read or written.
+pub(super) trait Vector: Copy {
+    /// Lanes.
+    const LANES: usize;
+    /// Which lanes a masked load reads.
+    type Mask: Copy;
+
+    unsafe fn zero() -> Self;
+    unsafe fn splat(value: f32) -> Self;
+    unsafe fn load(from: *const f32) -> Self;
+    unsafe fn store(self, to: *mut f32);
+    /// `a * b + c`, rounded once.
+    unsafe fn fma(a: Self, b: Self, c: Self) -> Self;
+    /// The first `count` lanes (all, when there are fewer).
+    unsafe fn mask(count: usize) -> Self::Mask;
+    /// Reads the lanes of the mask; the others are zero and not touched.
+    unsafe fn load_masked(from: *const f32, mask: Self::Mask) -> Self;
+}
+
+/// Plain Rust. The compiler maps the loops to whatever the target has; without
+/// a hardware fused multiply-add they are exact and slow.
+#[derive(Clone, Copy)]
+pub(super) struct Portable([f32; 8]);
+
+impl Vector for Portable {
+    const LANES: usize = 8;
+    type Mask = usize;
+
+    #[inline(always)]
+    unsafe fn zero() -> Self {
+        Portable([0.0; 8])
+    }
+    #[inline(always)]
+    unsafe fn splat(value: f32) -> Self {
+        Portable([value; 8])
+    }
+    #[inline(always)]
+    unsafe fn load(from: *const f32) -> Self {
+        // SAFETY: eight readable elements, by the contract of the trait.
+        Portable(unsafe { from.cast::<[f32; 8]>().read_unaligned() })
+    }
+    #[inline(always)]
+    unsafe fn store(self, to: *mut f32) {
+        // SAFETY: eight writable elements, by the contract of the trait.
+        unsafe { to.cast::<[f32; 8]>().write_unaligned(self.0) }
+    }
+    #[inline(always)]
+    unsafe fn fma(a: Self, b: Self, mut c: Self) -> Self {
+        for i in 0..8 {
+            c.0[i] = a.0[i].mul_add(b.0[i], c.0[i]);
+        }
+        c
+    }
+    #[inline(always)]
+    unsafe fn mask(count: usize) -> usize {
+        count
+    }
+    #[inline(always)]
+    unsafe fn load_masked(from: *const f32, mask: usize) -> Self {
+        let mut lanes = [0.0; 8];
+        for (i, lane) in lanes.iter_mut().enumerate().take(mask) {
+            // SAFETY: lanes of the mask are readable, by the contract of the trait.
+            *lane = unsafe { *from.add(i) };
+        }
+        Portable(lanes)
+    }
+}
+
+#[cfg(target_arch = "x86_64")]
+mod x86 {
+    // SAFETY, for every block of this module: the intrinsic's CPU feature is
+    // present and the pointer valid by the contract of `Vector`.
+    use super::Vector;
+    use std::arch::x86_64::*;
+
+    impl Vector for __m512 {
+        const LANES: usize = 16;
+        type Mask = __mmask16;
+
+        #[inline(always)]
+        unsafe fn zero() -> Self {
+            unsafe { _mm512_setzero_ps() }
+        }
+        #[inline(always)]
+        unsafe fn splat(value: f32) -> Self {
+            unsafe { _mm512_set1_ps(value) }
+        }
+        #[inline(always)]
+        unsafe fn load(from: *const f32) -> Self {
+            unsafe { _mm512_loadu_ps(from) }
+        }
+        #[inline(always)]
+        unsafe fn store(self, to: *mut f32) {
+            unsafe { _mm512_storeu_ps(to, self) }
+        }
+        #[inline(always)]
+        unsafe fn fma(a: Self, b: Self, c: Self) -> Self {
+            unsafe { _mm512_fmadd_ps(a, b, c) }
+        }
+        #[inline(always)]
+        unsafe fn mask(count: usize) -> __mmask16 {
+            if count >= 16 { 0xffff } else { (1u16 << count) - 1 }
+        }
+        #[inline(always)]
+        unsafe fn load_masked(from: *const f32, mask: __mmask16) -> Self {
+            unsafe { _mm512_maskz_loadu_ps(mask, from) }
+        }
+    }
+
+    impl Vector for __m256 {
+        const LANES: usize = 8;
+        type Mask = __m256i;
+
+        #[inline(always)]
+        unsafe fn zero() -> Self {
+            unsafe { _mm256_setzero_ps() }
+        }
+        #[inline(always)]
+        unsafe fn splat(value: f32) -> Self {
+            unsafe { _mm256_set1_ps(value) }
+        }
+        #[inline(always)]
+        unsafe fn load(from: *const f32) -> Self {
+            unsafe { _mm256_loadu_ps(from) }
+        }
+        #[inline(always)]
+        unsafe fn store(self, to: *mut f32) {
+            unsafe { _mm256_storeu_ps(to, self) }
+        }
+        #[inline(always)]
+        unsafe fn fma(a: Self, b: Self, c: Self) -> Self {
+            unsafe { _mm256_fmadd_ps(a, b, c) }
+        }
+        #[inline(always)]
+        unsafe fn mask(count: usize) -> __m256i {
+            unsafe {
+                let lanes = _mm256_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7);
+                _mm256_cmpgt_epi32(_mm256_set1_epi32(count.min(8) as i32), lanes)
+            }
+        }
+        #[inline(always)]
+        unsafe fn load_masked(from: *const f32, mask: __m256i) -> Self {
+            unsafe { _mm256_maskload_ps(from, mask) }
+        }
+    }
+}

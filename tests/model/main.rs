@@ -1,3 +1,0 @@
-//! Networks against diffusers and PyTorch: tests/golden/unet.py made the files.
-
-mod unet_config;
