@@ -7,6 +7,7 @@
 //!        -> checkpoint, pictures, numbers
 //! ```
 //!
+//! - [`model`]: networks: a configuration becomes a plan and its weights.
 //! - [`plan`]: tensors with static shapes, an ordered list of [`ops`], derived
 //!   backward, lifetimes turned into offsets.
 //! - [`backend`]: the narrow trait that executes a plan; [`backend::cpu`].
@@ -23,6 +24,7 @@ pub mod checkpoint;
 pub mod data;
 pub mod diffusion;
 pub mod error;
+pub mod model;
 pub mod ops;
 pub mod picture;
 pub mod plan;

@@ -128,7 +128,8 @@ impl Plan {
         y
     }
 
-    /// Multiplies (or divides) image i of x `[n, ...]` by column `column` of s `[n, columns]`.
+    /// Multiplies (or divides) image i of x `[n, ...]` by column `column` of s
+    /// `[n, columns]`, or by element i of s `[n]`.
     pub fn scale_rows(
         &mut self,
         x: TensorId,
@@ -139,7 +140,9 @@ impl Plan {
         let shape = self.shape(x).to_vec();
         let n = shape[0];
         let columns = self.tensor(s).len() / n.max(1);
-        self.expect_shape("scale_rows", s, &[n, columns])?;
+        if self.shape(s) != [n] {
+            self.expect_shape("scale_rows", s, &[n, columns])?;
+        }
         let op = ScaleRows { n, len: shape[1..].iter().product(), columns, column, divide };
         let y = self.transient(self.derived_name(x, "scaled"), &shape);
         self.push_forward(Op::ScaleRows(op), &[Some(x), Some(s)], &[y]);

@@ -19,7 +19,7 @@ pub enum Method {
         /// Reduction.
         factor: usize,
     },
-    /// Zeros inserted between pixels (`up`), zero padding `pad[0]` before and
+    /// Zeros inserted between pixels (`up`), padding `pad[0]` before and
     /// `pad[1]` after on both axes, correlation with the flipped separable
     /// kernel `taps x taps`, every `down`-th pixel kept. `taps` includes gain.
     Fir {
@@ -27,11 +27,24 @@ pub enum Method {
         up: usize,
         /// Reduction after it.
         down: usize,
-        /// Zeros before and after each axis.
+        /// Positions before and after each axis, counted after `up`.
         pad: [usize; 2],
+        /// What lies there.
+        edge: Edge,
         /// The filter along one axis.
         taps: [f32; 4],
     },
+}
+
+/// What a filter sees outside the image.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Edge {
+    /// Zeros.
+    Zero,
+    /// The image mirrored at its outermost pixels: pixel -1 is pixel 1, pixel h
+    /// is pixel h - 2. Mirrored before zeros are inserted, so that position
+    /// `p` outside is pixel `p / up` where `up` divides p and zero elsewhere.
+    Reflect,
 }
 
 /// Descriptor. `Resample`: input x `[n,h,w,c]`; output y.
@@ -52,7 +65,7 @@ impl Resample {
         [self.h, self.w].map(|s| match self.method {
             Method::Nearest { factor } => s * factor,
             Method::AveragePool { factor } => s / factor,
-            Method::Fir { up, down, pad, taps } => {
+            Method::Fir { up, down, pad, taps, .. } => {
                 (s * up + pad[0] + pad[1] - taps.len()) / down + 1
             }
         })
@@ -74,7 +87,10 @@ impl Plan {
         let small = match method {
             Method::Nearest { .. } => false,
             Method::AveragePool { factor } => h < factor || w < factor,
-            Method::Fir { up, pad, taps, .. } => h.min(w) * up + pad[0] + pad[1] < taps.len(),
+            Method::Fir { up, pad, edge, taps, .. } => {
+                h.min(w) * up + pad[0] + pad[1] < taps.len()
+                    || (edge == Edge::Reflect && h.min(w) * up <= pad[0].max(pad[1]))
+            }
         };
         if small {
             return Err(Error::Shape {

@@ -1,0 +1,3 @@
+//! Networks against diffusers and PyTorch: tests/golden/unet.py made the files.
+
+mod unet_config;
