@@ -12,8 +12,10 @@ pub mod control {
     pub const BIAS_CORRECTION_1: usize = 1;
     /// `1 - beta2^step`.
     pub const BIAS_CORRECTION_2: usize = 2;
-    /// EMA decay of this step: `ema = decay * ema + (1 - decay) * p`.
-    pub const EMA_DECAY: usize = 3;
+    /// `1 - decay` of this step: `ema += (1 - decay) (p - ema)`. Not the decay,
+    /// of which f32 would lose the digits that matter: 1 - f32(0.999999) is 1.3 %
+    /// off.
+    pub const EMA_RATE: usize = 3;
     /// Columns of the tensor.
     pub const COLUMNS: usize = 4;
 }
@@ -27,22 +29,26 @@ pub struct GlobalNorm {
     pub ranges: Vec<(usize, usize)>,
 }
 
-/// AdamW, EMA. With `g' = g * min(1, clip / (norm + 1e-6))`:
-/// `m = b1 m + (1-b1) g'`, `v = b2 v + (1-b2) g'^2`, `p -= lr * weight_decay * p`,
-/// `p -= lr / c1 * m / (sqrt(v / c2) + eps)`, `ema = d ema + (1-d) p`.
+/// AdamW, EMA. With `g' = g min(1, clip / (norm + 1e-6))`:
+/// `p -= lr weight_decay p`, `m += (1-b1) (g' - m)`, `v = b2 v + (1-b2) g'^2`,
+/// `p -= lr / c1 m / (sqrt(v) / sqrt(c2) + eps)`, `ema += (1-d) (p - ema)`:
+/// `torch.optim.AdamW` after `clip_grad_norm_`. A norm that is not finite leaves
+/// everything as it was.
 /// Inputs gradients, norm `[1]`, control `[COLUMNS]`; outputs (read and written
 /// in place, `Mode::Add`) parameters, first moments, second moments, average.
+///
+/// The constants are f64 because `1 - beta` is taken before it is rounded.
 #[derive(Clone, Debug, PartialEq)]
 #[allow(missing_docs)]
 pub struct AdamW {
     /// (start, len) in elements.
     pub ranges: Vec<(usize, usize)>,
-    pub beta1: f32,
-    pub beta2: f32,
-    pub eps: f32,
-    pub weight_decay: f32,
+    pub beta1: f64,
+    pub beta2: f64,
+    pub eps: f64,
+    pub weight_decay: f64,
     /// Largest allowed global norm.
-    pub clip: Option<f32>,
+    pub clip: Option<f64>,
 }
 
 impl Plan {

@@ -2,5 +2,9 @@
 
 mod common;
 mod conv2d;
+mod dropout;
 mod linear;
+mod loss;
+mod noising;
+mod optimizer;
 mod pointwise;

@@ -3,11 +3,15 @@
 
 mod arguments;
 pub mod conv2d;
+pub mod dropout;
 mod gemm;
 pub mod isa;
 pub mod linear;
+pub mod loss;
 mod lower;
 mod math;
+pub mod noising;
+pub mod optimizer;
 pub mod pointwise;
 pub mod pool;
 
@@ -114,6 +118,26 @@ fn execute(pool: &Pool, node: &Node, a: &mut Arguments) -> Result<()> {
         Op::ScaleRows(op) => {
             pointwise::scale_rows(pool, op, a.input(0), a.input(1), a.required(0));
         }
+        Op::Dropout(op) | Op::DropoutBackward(op) => {
+            dropout::dropout(pool, op, a.input(0), a.input_u32(1), a.required(0));
+        }
+        Op::Noising(op) => {
+            noising::noising(pool, op, a.input(0), a.input(1), a.input_u32(2), a.required(0));
+        }
+        Op::Loss(op) => loss::loss(pool, op, a.input(0), target(a), a.required(0)),
+        Op::LossBackward(op) => {
+            loss::loss_backward(pool, op, a.input(0), target(a), a.required(0));
+        }
+        Op::GlobalNorm(op) => optimizer::global_norm(pool, op, a.input(0), a.written(0)),
+        Op::AdamW(op) => {
+            let state = optimizer::State {
+                parameters: a.written(0),
+                first_moments: a.written(1),
+                second_moments: a.written(2),
+                average: a.written(3),
+            };
+            optimizer::adamw(pool, op, a.input(0), a.input(1), a.input(2), state);
+        }
         op => {
             return Err(Error::Device {
                 device: "cpu".into(),
@@ -122,6 +146,11 @@ fn execute(pool: &Pool, node: &Node, a: &mut Arguments) -> Result<()> {
         }
     }
     Ok(())
+}
+
+/// The target of a loss op.
+fn target<'a>(a: &Arguments<'a>) -> loss::Target<'a> {
+    loss::Target { x0: a.input(1), coefficients: a.input(2), keys: a.optional_u32(3) }
 }
 
 impl Backend for Cpu {

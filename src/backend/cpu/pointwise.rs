@@ -28,6 +28,25 @@ pub(super) fn for_chunks(
     });
 }
 
+/// Runs `f(image, from, part of y)` over chunks of each image of y `[n, len]`.
+pub(super) fn for_image_chunks(
+    pool: &Pool,
+    n: usize,
+    len: usize,
+    chunk: usize,
+    y: &mut [f32],
+    f: impl Fn(usize, usize, &mut [f32]) + Sync,
+) {
+    let chunks = len.div_ceil(chunk);
+    let parts = Parts::new(y);
+    pool.run(n * chunks, &|task| {
+        let (image, from) = (task / chunks, task % chunks * chunk);
+        // SAFETY: each task has its own image and chunk.
+        let y = unsafe { parts.part(image * len + from, chunk.min(len - from)) };
+        f(image, from, y);
+    });
+}
+
 /// `*y = v` or `*y += v`; `ADD` is constant in every loop.
 #[inline(always)]
 pub(super) fn store<const ADD: bool>(y: &mut f32, v: f32) {
