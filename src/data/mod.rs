@@ -128,7 +128,7 @@ struct Raw {
 }
 
 /// Images in memory, all of one shape, with or without classes.
-#[derive(Clone, Debug)]
+#[derive(Clone)]
 pub struct Dataset {
     /// The SPEC it was opened from.
     pub spec: String,
@@ -142,6 +142,16 @@ pub struct Dataset {
     classes: Vec<String>,
     /// Model value of each byte.
     values: [f32; 256],
+}
+
+impl std::fmt::Debug for Dataset {
+    fn fmt(&self, f: &mut std::fmt::Formatter) -> std::fmt::Result {
+        f.debug_struct("Dataset")
+            .field("spec", &self.spec)
+            .field("shape", &self.shape)
+            .field("classes", &self.classes)
+            .finish_non_exhaustive()
+    }
 }
 
 /// Numbers that describe a data set.

@@ -159,14 +159,18 @@ impl Array {
             })?;
         let strides = npy.strides().iter().map(|&stride| stride as usize).collect();
         let mut bytes = Vec::new();
+        // One byte past the last: only at its end is the entry's checksum compared.
         npy.into_inner()
-            .take(expected as u64)
+            .take(expected as u64 + 1)
             .read_to_end(&mut bytes)
             .map_err(|error| damaged(&error))?;
         if bytes.len() != expected {
             return Err(damaged(&format!(
                 "its shape {shape:?} needs {expected} bytes, {} are there",
-                bytes.len()
+                match bytes.len() > expected {
+                    true => "more".into(),
+                    false => bytes.len().to_string(),
+                }
             )));
         }
         Ok(Some(Array { name, shape, strides, kind, big_endian, bytes }))

@@ -95,15 +95,21 @@ fn draw_loss(area: &Area, records: &[Record], last: f64) -> Drawn {
         .axis_style(FAINT_INK.stroke_width(OVER))
         .bold_line_style(MESH.stroke_width(OVER))
         .light_line_style(TRANSPARENT)
+        .set_all_tick_mark_size(4 * OVER)
         .x_labels(11)
         .y_labels(9)
         .label_style((FONT, 15 * OVER).into_font().color(&FAINT_INK))
         .draw()?;
-    let faint = LOSS.mix(0.22).stroke_width(OVER);
+    let faint = LOSS.mix(0.3).stroke_width(OVER);
     chart.draw_series(LineSeries::new(loss, faint))?;
     for (quarter, points) in quartiles.into_iter().enumerate() {
         let style = QUARTILES[quarter].stroke_width(OVER * 3 / 2);
-        let name = ["first quarter of time", "second", "third", "last"][quarter];
+        let name = [
+            "least noise: times of the first quarter",
+            "second quarter",
+            "third quarter",
+            "most noise: last quarter",
+        ][quarter];
         chart.draw_series(LineSeries::new(points, style))?.label(name).legend(legend(style));
     }
     let style = LOSS.stroke_width(OVER * 5 / 2);
@@ -142,6 +148,7 @@ fn draw_small(
         .axis_style(FAINT_INK.stroke_width(OVER))
         .bold_line_style(MESH.stroke_width(OVER))
         .light_line_style(TRANSPARENT)
+        .set_all_tick_mark_size(4 * OVER)
         .x_labels(6)
         .y_labels(4)
         .label_style((FONT, 14 * OVER).into_font().color(&FAINT_INK))
@@ -172,7 +179,7 @@ fn points(records: &[Record], value: impl Fn(&Record) -> Option<f64>) -> Points 
     records.iter().filter_map(point).filter(|(_, y)| y.is_finite() && *y >= 0.0).collect()
 }
 
-/// Mean over `window` points on either side, fewer at the ends.
+/// Mean over `window` points on either side, as far as there are.
 fn smoothed(points: &[(f64, f64)], window: usize) -> Points {
     let mut sums = vec![0.0];
     for (_, y) in points {
@@ -182,10 +189,10 @@ fn smoothed(points: &[(f64, f64)], window: usize) -> Points {
         .iter()
         .enumerate()
         .map(|(i, (x, _))| {
-            // As far to either side as both sides reach: a mean that is not
-            // centred would bend the ends.
-            let reach = window.min(i).min(points.len() - 1 - i);
-            let (from, to) = (i - reach, i + reach + 1);
+            // Centred at the start, where a curve falls steeply; at the end, where
+            // it is flat, over all there is, for a mean of few points jumps.
+            let from = i - window.min(i);
+            let to = (i + window.min(i) + 1).min(points.len());
             (*x, (sums[to] - sums[from]) / (to - from) as f64)
         })
         .collect()
