@@ -421,12 +421,9 @@ fn write_fitted(
 /// does not hold them.
 fn zeroed(shape: [usize; 4], spec: &str) -> Result<Vec<u8>> {
     let bytes = shape.iter().try_fold(1usize, |product, &len| product.checked_mul(len));
-    let mut pixels = Vec::new();
     match bytes {
-        Some(bytes) if pixels.try_reserve_exact(bytes).is_ok() => {
-            pixels.resize(bytes, 0);
-            Ok(pixels)
-        }
+        // Asked for first, since an allocation that fails ends the program.
+        Some(bytes) if Vec::<u8>::new().try_reserve_exact(bytes).is_ok() => Ok(vec![0; bytes]),
         _ => {
             let [n, h, w, c] = shape;
             Err(Error::Data {

@@ -121,8 +121,8 @@ impl Progress {
             }
             Output::Lines { label, to } => {
                 let mut line = format!("{label}  {position}/{}", self.total);
-                if self.total > 0 {
-                    let _ = write!(line, "  {} %", position * 100 / self.total);
+                if let Some(percent) = (position * 100).checked_div(self.total) {
+                    let _ = write!(line, "  {percent} %");
                 }
                 let elapsed = self.began.elapsed().as_secs_f64();
                 let done = position.saturating_sub(self.start) as f64;

@@ -93,7 +93,8 @@ fn npz_refuses_what_is_no_set_of_images_by_name() {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("bad.npz");
     let images = || ("images", c(&[2, 2, 2], &[0u8; 8]));
-    let cases: [(Vec<(&str, Vec<u8>)>, &str); 13] = [
+    type Arrays = Vec<(&'static str, Vec<u8>)>;
+    let cases: [(Arrays, &str); 13] = [
         (vec![], "holds nothing"),
         (vec![("pictures", c(&[1, 2, 2], &[0u8; 4]))], "pictures.npy"),
         (vec![("images", c(&[4, 2], &[0u8; 8]))], "[4, 2]"),
