@@ -1,0 +1,206 @@
+//! ldmatrix, stmatrix and mma.sync.
+#![allow(unsafe_code)] // Registers and shared memory are raw.
+
+use super::state::{AccessTable, Context, Fault, Warp};
+use super::tensor;
+use crate::isa::softfloat::{bf16_to_f32, f16_to_f32, f32_to_f16};
+use crate::isa::{MmaOp, MmaType, Op};
+use crate::memory::SHARED_WINDOW;
+use crate::settings::MmaMode;
+
+impl Context<'_> {
+    /// ldmatrix or stmatrix by all 32 lanes: lanes 8j..8j+7 give the rows of matrix j; register j
+    /// of lane t holds row t/4, elements 2(t%4) and the next, or the transpose of that.
+    pub fn matrix(&mut self, warp: &mut Warp, r: *mut u32, k: u32, pc: u32) -> Result<(), Fault> {
+        let op = self.program.matrices[k as usize];
+        let is_load = matches!(self.program.code[pc as usize].op, Op::LdMatrix(_));
+        // SAFETY: run_path passes the frame of the instruction.
+        let mut a = unsafe { self.addresses(r, &op.addr) };
+        for x in &mut a {
+            if *x >> 32 == SHARED_WINDOW >> 32 {
+                *x -= SHARED_WINDOW;
+            }
+        }
+        let rows = 8 * op.count;
+        let mask = if rows == 32 { u32::MAX } else { (1 << rows) - 1 };
+        self.check_aligned(warp, &a, mask, 16, pc)?;
+        let mut waves = 0;
+        for j in 0..op.count as usize {
+            // 8 rows of 16 bytes, consecutive in the best case; each is read by the four lanes of
+            // its row (or, transposed, by four of another), so the row's owner stands for them.
+            for row in 0..8 {
+                let lane = (8 * j + row) as u32;
+                let at = a[8 * j + row];
+                let vars = &self.program.shared_vars;
+                let by = self.shared_access(warp, false);
+                let checked = self.shared.check_bounds(at, 16, vars).and_then(|()| {
+                    if is_load {
+                        self.shared.check_init(at, 16, vars)?;
+                    }
+                    Ok(())
+                });
+                checked.map_err(|(kind, text)| self.fault(kind, pc, warp.index, lane, text))?;
+                if is_load {
+                    self.matrix_race_read(warp, j, row, at, op.trans, pc)?;
+                } else {
+                    let mut bytes = [0u8; 16];
+                    for e in 0..8 {
+                        // SAFETY: registers lie inside the frame.
+                        let h = unsafe { element(r, op.regs[j], row, e, op.trans) };
+                        bytes[2 * e..2 * e + 2].copy_from_slice(&h.to_le_bytes());
+                    }
+                    let stored = self
+                        .shared
+                        .race_write(at, 16, lane, by, &bytes, vars)
+                        .and_then(|()| self.shared.note_write(at, 16, vars));
+                    stored.map_err(|(kind, text)| self.fault(kind, pc, warp.index, lane, text))?;
+                    // SAFETY: bounds were checked.
+                    unsafe {
+                        let to = self.shared.data().add(at as usize);
+                        std::ptr::copy_nonoverlapping(bytes.as_ptr(), to, 16);
+                    }
+                }
+            }
+            waves += super::access::wavefronts(&a, 0xff << (8 * j), 16);
+        }
+        if is_load {
+            // SAFETY: every row was checked; registers lie inside the frame.
+            unsafe {
+                for j in 0..op.count as usize {
+                    let mut m = [[0u16; 8]; 8];
+                    for (row, out) in m.iter_mut().enumerate() {
+                        let from = self.shared.data().add(a[8 * j + row] as usize);
+                        std::ptr::copy_nonoverlapping(from, out.as_mut_ptr().cast(), 16);
+                    }
+                    let d = r.add(op.regs[j] as usize);
+                    for t in 0..32 {
+                        let (x, y) = (t / 4, 2 * (t % 4));
+                        let (lo, hi) =
+                            if op.trans { (m[y][x], m[y + 1][x]) } else { (m[x][y], m[x][y + 1]) };
+                        *d.add(t) = u32::from(lo) | u32::from(hi) << 16;
+                    }
+                }
+            }
+        }
+        let index = self.access_index(AccessTable::Matrix, k);
+        let asked = 128 * u64::from(op.count);
+        self.count_shared(index, asked, waves, 16);
+        Ok(())
+    }
+
+    /// Every lane that receives elements of the row has read it.
+    fn matrix_race_read(
+        &mut self,
+        warp: &Warp,
+        j: usize,
+        row: usize,
+        at: u64,
+        trans: bool,
+        pc: u32,
+    ) -> Result<(), Fault> {
+        let by = self.shared_access(warp, false);
+        let vars = &self.program.shared_vars;
+        for part in 0..4u64 {
+            // Untransposed, lane 4 row + part reads bytes 4 part..; transposed, eight lanes read
+            // two bytes each and the first of them stands for its neighbours.
+            let lane = if trans {
+                (row / 2 + 8 * part as usize) as u32
+            } else {
+                (4 * row) as u32 + part as u32
+            };
+            self.shared.race_read(at + 4 * part, 4, lane, by, vars).map_err(|(kind, text)| {
+                self.fault(kind, pc, warp.index, (8 * j + row) as u32, text)
+            })?;
+        }
+        Ok(())
+    }
+
+    /// mma.sync by all 32 lanes.
+    pub fn mma(&mut self, r: *mut u32, k: u32) {
+        let op = self.program.mmas[k as usize];
+        // SAFETY: run_path passes the frame of the instruction.
+        unsafe {
+            match self.mma {
+                MmaMode::Fast
+                    if op.ty != MmaType::TF32 && op.k == 16 && !op.half_c && !op.half_d =>
+                {
+                    tensor::fast_k16(r, &op);
+                }
+                mode => general(r, &op, mode),
+            }
+        }
+    }
+}
+
+/// Element `e` of row `row` of the matrix spread over a register.
+unsafe fn element(r: *const u32, reg: u32, row: usize, e: usize, trans: bool) -> u16 {
+    let (x, y) = if trans { (e, row) } else { (row, e) };
+    let lane = 4 * x + y / 2;
+    // SAFETY: the caller's promise.
+    let word = unsafe { *r.add(reg as usize + lane) };
+    (word >> (16 * (y % 2))) as u16
+}
+
+/// Any shape and mode, element by element.
+unsafe fn general(r: *mut u32, op: &MmaOp, mode: MmaMode) {
+    let k = op.k as usize;
+    let mut a = [[0f32; 16]; 16];
+    let mut b = [[0f32; 16]; 8];
+    let mut c = [[0f32; 8]; 16];
+    // SAFETY: registers lie inside the frame.
+    unsafe {
+        for t in 0..32 {
+            let (g, q) = (t / 4, t % 4);
+            if op.ty == MmaType::TF32 {
+                for i in 0..k / 2 {
+                    let word = *r.add(op.a[i] as usize + t);
+                    a[g + 8 * (i & 1)][q + 4 * (i >> 1)] = f32::from_bits(word & !0x1fff);
+                }
+                for i in 0..k / 4 {
+                    let word = *r.add(op.b[i] as usize + t);
+                    b[g][q + 4 * i] = f32::from_bits(word & !0x1fff);
+                }
+            } else {
+                let to =
+                    |h: u32| if op.ty == MmaType::BF16 { bf16_to_f32(h) } else { f16_to_f32(h) };
+                for i in 0..k / 4 {
+                    let word = *r.add(op.a[i] as usize + t);
+                    let (row, col) = (g + 8 * (i & 1), 2 * q + 8 * (i >> 1));
+                    a[row][col] = to(word & 0xffff);
+                    a[row][col + 1] = to(word >> 16);
+                }
+                for i in 0..k / 8 {
+                    let word = *r.add(op.b[i] as usize + t);
+                    b[g][2 * q + 8 * i] = to(word & 0xffff);
+                    b[g][2 * q + 8 * i + 1] = to(word >> 16);
+                }
+            }
+            for i in 0..4 {
+                let value = if op.half_c {
+                    f16_to_f32(*r.add(op.c[i / 2] as usize + t) >> (16 * (i & 1)) & 0xffff)
+                } else {
+                    f32::from_bits(*r.add(op.c[i] as usize + t))
+                };
+                c[g + 8 * (i >> 1)][2 * q + (i & 1)] = value;
+            }
+        }
+        for t in 0..32 {
+            let (g, q) = (t / 4, t % 4);
+            let mut out = [0f32; 4];
+            for (i, o) in out.iter_mut().enumerate() {
+                let (row, col) = (g + 8 * (i >> 1), 2 * q + (i & 1));
+                *o = tensor::dot(&a[row][..k], &b[col][..k], c[row][col], op.ty, mode);
+            }
+            if op.half_d {
+                for i in 0..2 {
+                    *r.add(op.d[i] as usize + t) =
+                        f32_to_f16(out[2 * i]) | f32_to_f16(out[2 * i + 1]) << 16;
+                }
+            } else {
+                for i in 0..4 {
+                    *r.add(op.d[i] as usize + t) = out[i].to_bits();
+                }
+            }
+        }
+    }
+}

@@ -1,0 +1,204 @@
+//! Races between blocks in global memory. Each aligned 4-byte word has one 64-bit entry: the last
+//! writing block, the reading block (or "several"), which bytes, and the launch they belong to.
+//! Entries of older launches count as empty, so nothing is cleared between launches.
+//!
+//! Two workers may update one entry at once; then one update is lost, which can hide a race but
+//! never invents one: a finding needs an entry that a conflicting block really wrote.
+#![allow(unsafe_code)] // The table spans reserved address space.
+
+const BLOCK_BITS: u32 = 18;
+const BLOCK: u64 = (1 << BLOCK_BITS) - 1;
+/// The reader field when several blocks have read.
+const MANY: u64 = BLOCK;
+const WMASK: u32 = 18;
+const STRONG: u32 = 22;
+const READER: u32 = 23;
+const RMASK: u32 = 41;
+const WTOUCH: u32 = 45;
+const RTOUCH: u32 = 49;
+const EPOCH: u32 = 53;
+
+/// Largest launch number an entry can hold.
+pub const EPOCHS: u64 = (1 << (64 - EPOCH)) - 1;
+
+/// The table's name for a block of a grid. Very large grids share names, which can hide a race.
+pub fn block_name(index: u64) -> u64 {
+    index % (BLOCK - 1) + 1
+}
+
+/// What an access conflicts with.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Conflict {
+    /// Another block wrote.
+    Write(u64),
+    /// Another block read.
+    Read(u64),
+    /// Several other blocks read.
+    Reads,
+    /// Read through the read-only path, written in this launch.
+    ReadOnly,
+}
+
+/// Who accesses and how.
+#[derive(Debug, Clone, Copy)]
+pub struct Accessor {
+    /// From [`block_name`].
+    pub block: u64,
+    /// Launch number, 1 ..= EPOCHS.
+    pub epoch: u64,
+    /// Atomic, volatile, relaxed, acquire or release.
+    pub strong: bool,
+    /// Through the read-only path.
+    pub read_only: bool,
+}
+
+/// One word read: new entry and conflict.
+#[inline(always)]
+pub fn read(entry: u64, by: Accessor, mask: u64) -> (u64, Option<Conflict>) {
+    let e = if entry >> EPOCH == by.epoch { entry } else { by.epoch << EPOCH };
+    let writer = e & BLOCK;
+    let overlap = e >> WMASK & mask != 0;
+    let mut conflict = None;
+    if writer != 0 && overlap {
+        let both_strong = by.strong && e >> STRONG & 1 != 0;
+        if writer != by.block && !both_strong {
+            conflict = Some(Conflict::Write(writer));
+        } else if by.read_only {
+            conflict = Some(Conflict::ReadOnly);
+        }
+    }
+    let touched = e | mask << RTOUCH;
+    if by.strong {
+        return (touched, conflict);
+    }
+    let reader = e >> READER & BLOCK;
+    let reader = if reader == 0 || reader == by.block { by.block } else { MANY };
+    ((touched & !(BLOCK << READER)) | reader << READER | mask << RMASK, conflict)
+}
+
+/// One word written: new entry and conflict.
+#[inline(always)]
+pub fn write(entry: u64, by: Accessor, mask: u64) -> (u64, Option<Conflict>) {
+    let e = if entry >> EPOCH == by.epoch { entry } else { by.epoch << EPOCH };
+    let writer = e & BLOCK;
+    let reader = e >> READER & BLOCK;
+    let mut conflict = None;
+    if reader != 0 && reader != by.block && e >> RMASK & mask & 15 != 0 {
+        conflict = Some(if reader == MANY { Conflict::Reads } else { Conflict::Read(reader) });
+    }
+    if writer != 0 && writer != by.block && e >> WMASK & mask & 15 != 0 {
+        let both_strong = by.strong && e >> STRONG & 1 != 0;
+        if !both_strong {
+            conflict = Some(Conflict::Write(writer));
+        }
+    }
+    let clear = BLOCK | 15 << WMASK | 1 << STRONG;
+    let strong = u64::from(by.strong) << STRONG;
+    let own = if writer == by.block { e & (15 << WMASK) } else { 0 };
+    let strong = if writer == by.block { strong & (e & 1 << STRONG) } else { strong };
+    let new = (e & !clear) | by.block | own | mask << WMASK | strong | mask << WTOUCH;
+    (new, conflict)
+}
+
+#[inline(always)]
+unsafe fn read_words_body(p: *mut u64, n: usize, by: Accessor) -> bool {
+    let mut bad = 0u64;
+    let fresh = by.epoch << EPOCH;
+    let set = 15 << RMASK | 15 << RTOUCH;
+    for k in 0..n {
+        // SAFETY: the caller of the public function promises n entries.
+        unsafe {
+            let entry = *p.add(k);
+            let e = if entry >> EPOCH == by.epoch { entry } else { fresh };
+            let writer = e & BLOCK;
+            bad |= u64::from(writer != 0) & u64::from(writer != by.block);
+            let reader = e >> READER & BLOCK;
+            let reader = if (reader == 0) | (reader == by.block) { by.block } else { MANY };
+            *p.add(k) = (e & !(BLOCK << READER)) | reader << READER | set;
+        }
+    }
+    bad != 0
+}
+
+#[inline(always)]
+unsafe fn write_words_body(p: *mut u64, n: usize, by: Accessor) -> bool {
+    let mut bad = 0u64;
+    let fresh = by.epoch << EPOCH;
+    let clear = BLOCK | 15 << WMASK | 1 << STRONG;
+    let set = by.block | 15 << WMASK | 15 << WTOUCH;
+    for k in 0..n {
+        // SAFETY: the caller of the public function promises n entries.
+        let entry = unsafe { *p.add(k) };
+        let e = if entry >> EPOCH == by.epoch { entry } else { fresh };
+        let writer = e & BLOCK;
+        let reader = e >> READER & BLOCK;
+        bad |= u64::from(writer != 0) & u64::from(writer != by.block);
+        bad |= u64::from(reader != 0) & u64::from(reader != by.block);
+    }
+    if bad != 0 {
+        // Left as they were, for the word-by-word check to see what is in conflict.
+        return true;
+    }
+    for k in 0..n {
+        // SAFETY: as above.
+        unsafe {
+            let entry = *p.add(k);
+            let e = if entry >> EPOCH == by.epoch { entry } else { fresh };
+            *p.add(k) = (e & !clear) | set;
+        }
+    }
+    false
+}
+
+#[cfg(target_arch = "x86_64")]
+#[target_feature(enable = "avx2,bmi1,bmi2")]
+unsafe fn read_words_v3(p: *mut u64, n: usize, by: Accessor) -> bool {
+    // SAFETY: forwarded.
+    unsafe { read_words_body(p, n, by) }
+}
+
+#[cfg(target_arch = "x86_64")]
+#[target_feature(enable = "avx2,bmi1,bmi2")]
+unsafe fn write_words_v3(p: *mut u64, n: usize, by: Accessor) -> bool {
+    // SAFETY: forwarded.
+    unsafe { write_words_body(p, n, by) }
+}
+
+/// Whole words read by ordinary loads: true when something may conflict and must be looked at word
+/// by word.
+///
+/// # Safety
+/// `p` starts `n` entries.
+#[inline(always)]
+pub unsafe fn read_words(p: *mut u64, n: usize, by: Accessor) -> bool {
+    #[cfg(target_arch = "x86_64")]
+    if crate::isa::lanes::level() != crate::isa::lanes::Level::Base {
+        // SAFETY: the level says the features are there; the entries are the caller's promise.
+        return unsafe { read_words_v3(p, n, by) };
+    }
+    // SAFETY: the caller's promise.
+    unsafe { read_words_body(p, n, by) }
+}
+
+/// Whole words written by ordinary stores.
+///
+/// # Safety
+/// `p` starts `n` entries.
+#[inline(always)]
+pub unsafe fn write_words(p: *mut u64, n: usize, by: Accessor) -> bool {
+    #[cfg(target_arch = "x86_64")]
+    if crate::isa::lanes::level() != crate::isa::lanes::Level::Base {
+        // SAFETY: as above.
+        return unsafe { write_words_v3(p, n, by) };
+    }
+    // SAFETY: the caller's promise.
+    unsafe { write_words_body(p, n, by) }
+}
+
+/// Bytes of an entry that were read and written in launch `epoch`.
+pub fn touched(entry: u64, epoch: u64) -> (u32, u32) {
+    if entry >> EPOCH != epoch {
+        return (0, 0);
+    }
+    ((entry >> RTOUCH & 15).count_ones(), (entry >> WTOUCH & 15).count_ones())
+}
