@@ -89,11 +89,15 @@ fn a_pipeline_is_laid_out_as_diffusers_expects() {
     assert_eq!((files.kind, files.raw_weights), (Kind::Pipeline, None));
 
     // Written again over itself, with the other scheduler and raw weights.
-    let other = Sample::new(5);
+    let mut other = Sample::new(5);
+    other.scheduler = json!({"_class_name": "DDPMScheduler", "_diffusers_version": "0.3.0"});
     save_pipeline(&path, &diffusers::Pipeline { training: None, ..other.pipeline() }).unwrap();
     let index = read_json(&path.join("model_index.json")).unwrap();
     assert_eq!(index["_class_name"], "DDPMPipeline");
     assert!(diffusers::open(&path).unwrap().raw_weights.is_some());
+    let scheduler = fs::read_to_string(path.join("scheduler/scheduler_config.json")).unwrap();
+    assert_eq!(scheduler.matches("_diffusers_version").count(), 1);
+    assert!(scheduler.contains(diffusers::DIFFUSERS_VERSION), "{scheduler}");
     assert_eq!(names(path.parent().unwrap()), ["model"]);
 }
 
@@ -105,6 +109,15 @@ fn a_folder_of_other_things_is_not_overwritten() {
     let error = save_pipeline(folder.path(), &sample.pipeline()).unwrap_err().to_string();
     assert!(error.contains("not overwritten"), "{error}");
     assert_eq!(names(folder.path()), ["thesis.tex"]);
+    let error = save_pipeline(folder.path().join("thesis.tex"), &sample.pipeline()).unwrap_err();
+    assert!(error.to_string().contains("is a file, not a folder"), "{error}");
+    // Neither is a pipeline to which something was added.
+    let path = folder.path().join("model");
+    save_pipeline(&path, &sample.pipeline()).unwrap();
+    fs::write(path.join("README.md"), "x").unwrap();
+    let error = save_pipeline(&path, &sample.pipeline()).unwrap_err().to_string();
+    assert!(error.contains("`README.md`"), "{error}");
+    assert!(path.join("README.md").exists());
     // A configuration without a class is refused before anything is written.
     let nameless = json!({});
     let pipeline = diffusers::Pipeline { network_config: &nameless, ..sample.pipeline() };
