@@ -18,7 +18,7 @@ pub struct Sinusoidal {
     pub max_period: f32,
 }
 
-/// Fourier embedding: `p = 2 pi ln(t) w` (or `t w`), then `[sin p, cos p]`,
+/// Fourier embedding: `p = 2 pi ln(t) w` (or `2 pi t w`), then `[sin p, cos p]`,
 /// swapped when `flip`. Song et al. 2021, app. H. Inputs t `[n]`, w `[dim / 2]`;
 /// output `[n, dim]`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -42,6 +42,18 @@ pub struct Lookup {
 }
 
 impl Lookup {
+    /// Refuses an index outside the table. Whoever takes indices from a user
+    /// calls it before the run; backends call it again before they read a row.
+    pub fn check(&self, index: &[u32]) -> Result<()> {
+        match index.iter().position(|&i| i as usize >= self.rows) {
+            None => Ok(()),
+            Some(image) => Err(Error::Usage(format!(
+                "class {} of image {image} is out of range: the table has rows 0..{}",
+                index[image], self.rows
+            ))),
+        }
+    }
+
     pub(super) fn backward(&self, node: &Node, d: &mut Deriver) -> Result<()> {
         let Some(d_y) = d.d_output(node, 0) else { return Ok(()) };
         let d_table = d.d_input(node, 0);

@@ -11,6 +11,7 @@
 //! rest of the batch change no bits. [`Machine`] is the level below, for ops
 //! that do not fit a case.
 
+use langevin::Result;
 use langevin::backend::cpu::Cpu;
 use langevin::backend::{Arenas, Backend, Program};
 use langevin::plan::{
@@ -142,10 +143,16 @@ impl Machine {
     }
 
     /// Runs the prologue and the plan.
+    pub fn try_run(&mut self) -> Result<()> {
+        self.cpu.refresh(&self.program, &self.arenas)?;
+        self.cpu.run(&self.program, &self.arenas)?;
+        self.cpu.synchronize()
+    }
+
+    /// Runs the prologue and the plan, which must succeed.
+    #[track_caller]
     pub fn run(&mut self) {
-        self.cpu.refresh(&self.program, &self.arenas).expect("the prologue runs");
-        self.cpu.run(&self.program, &self.arenas).expect("the plan runs");
-        self.cpu.synchronize().expect("the plan finishes");
+        self.try_run().expect("the plan runs");
     }
 
     /// Asserts that no byte outside the tensors was written.
@@ -237,6 +244,14 @@ impl Input {
     pub fn fixed(mut self) -> Self {
         self.differentiable = false;
         self
+    }
+
+    /// The f32 values.
+    pub fn values(&self) -> Vec<f32> {
+        match &self.data {
+            Data::F32(values) => values.clone(),
+            Data::U32(_) => panic!("an operand of u32"),
+        }
     }
 
     fn len(&self) -> usize {

@@ -58,6 +58,42 @@ pub struct Relu;
 /// x tanh(ln(1 + e^x)).
 pub struct Mish;
 
+/// Evaluates an expression with a type alias bound to the [`Function`] of an
+/// `Option<Activation>`; `None` is the identity.
+macro_rules! with_function {
+    ($activation:expr, $f:ident => $body:expr) => {{
+        use crate::backend::cpu::math;
+        use crate::ops::pointwise::Activation;
+        match $activation {
+            None => {
+                type $f = math::Identity;
+                $body
+            }
+            Some(Activation::Silu) => {
+                type $f = math::Silu;
+                $body
+            }
+            Some(Activation::Gelu) => {
+                type $f = math::Gelu;
+                $body
+            }
+            Some(Activation::GeluTanh) => {
+                type $f = math::GeluTanh;
+                $body
+            }
+            Some(Activation::Relu) => {
+                type $f = math::Relu;
+                $body
+            }
+            Some(Activation::Mish) => {
+                type $f = math::Mish;
+                $body
+            }
+        }
+    }};
+}
+pub(crate) use with_function;
+
 /// (sigmoid(x), 1 - sigmoid(x)), both without cancellation.
 #[inline(always)]
 fn sigmoid_pair(x: f32) -> (f32, f32) {
@@ -136,6 +172,9 @@ impl Function for GeluTanh {
     }
     #[inline(always)]
     fn slope(x: f32) -> f32 {
+        // Far out the slope is 0 or 1, and x^3 would overflow.
+        let x = if x > 16.0 { 16.0 } else { x };
+        let x = if x < -16.0 { -16.0 } else { x };
         let u = GELU_SCALE * (GELU_CUBIC * x * x).mul_add(x, x);
         let du = GELU_SCALE * (3.0 * GELU_CUBIC * x).mul_add(x, 1.0);
         let (s, rest) = sigmoid_pair(u);
@@ -159,7 +198,7 @@ impl Function for Relu {
 }
 
 /// With e = e^x, tanh(ln(1 + e)) = m / (m + 2) for m = e (e + 2). Above 20 the
-/// quotient is 1 in f32.
+/// quotient is 1 in f32, and so is the slope.
 #[inline(always)]
 fn mish_m(x: f32) -> f32 {
     let e = exp(if x > 20.0 { 20.0 } else { x });
@@ -174,6 +213,7 @@ impl Function for Mish {
     }
     #[inline(always)]
     fn slope(x: f32) -> f32 {
+        let x = if x > 20.0 { 20.0 } else { x };
         let m = mish_m(x);
         let q = 1.0 / (m + 2.0);
         // d tanh(softplus) = sigmoid(x) sech^2, sech^2 = 4 (m + 1) / (m + 2)^2.

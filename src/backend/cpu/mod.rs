@@ -2,8 +2,12 @@
 #![allow(unsafe_code)] // Arena memory is handed to kernels as slices.
 
 mod arguments;
+pub mod broadcast;
+mod columns;
+pub mod concat;
 pub mod conv2d;
 pub mod dropout;
+pub mod embedding;
 mod gemm;
 pub mod isa;
 pub mod linear;
@@ -11,9 +15,11 @@ pub mod loss;
 mod lower;
 mod math;
 pub mod noising;
+pub mod norm;
 pub mod optimizer;
 pub mod pointwise;
 pub mod pool;
+pub mod resample;
 
 pub use arguments::Arguments;
 pub use pool::Pool;
@@ -137,6 +143,44 @@ fn execute(pool: &Pool, node: &Node, a: &mut Arguments) -> Result<()> {
                 average: a.written(3),
             };
             optimizer::adamw(pool, op, a.input(0), a.input(1), a.input(2), state);
+        }
+        Op::Norm(op) => {
+            let operands = norm::Operands::new(a);
+            norm::norm(pool, op, &operands, a.required(0), a.written(1), a.written(2));
+        }
+        Op::NormBackward(op) => {
+            let operands = norm::Operands::new(a);
+            let outputs = [a.output(0), a.output(1), a.output(2), a.output(3)];
+            let (mean, rstd, d_y) = (a.input(4), a.input(5), a.input(6));
+            norm::norm_backward(pool, op, &operands, mean, rstd, d_y, outputs, a.workspace());
+        }
+        Op::AddPerImage(op) => {
+            broadcast::add_per_image(pool, op, a.input(0), a.input(1), a.required(0));
+        }
+        Op::SumPerImage(op) => broadcast::sum_per_image(pool, op, a.input(0), a.required(0)),
+        Op::Concat(op) => concat::concat(pool, op, a.input(0), a.input(1), a.required(0)),
+        Op::ConcatBackward(op) => {
+            for (i, from) in [0, op.c_a].into_iter().enumerate() {
+                if let Some(d) = a.output(i) {
+                    concat::concat_backward(pool, op, a.input(0), from, d);
+                }
+            }
+        }
+        Op::Resample(op) => resample::resample(pool, op, a.input(0), a.required(0)),
+        Op::ResampleBackward(op) => {
+            resample::resample_backward(pool, op, a.input(0), a.required(0));
+        }
+        Op::SinusoidalEmbedding(op) => {
+            embedding::sinusoidal(pool, op, a.input(0), a.required(0));
+        }
+        Op::FourierEmbedding(op) => {
+            embedding::fourier(pool, op, a.input(0), a.input(1), a.required(0));
+        }
+        Op::Lookup(op) => {
+            embedding::lookup(pool, op, a.input(0), a.input_u32(1), a.required(0))?;
+        }
+        Op::LookupBackward(op) => {
+            embedding::lookup_backward(pool, op, a.input_u32(0), a.input(1), a.required(0))?;
         }
         op => {
             return Err(Error::Device {

@@ -2,7 +2,7 @@
 #![allow(unsafe_code)] // Tasks write disjoint chunks of one slice.
 
 use super::isa::{Isa, multiversion};
-use super::math::{Function, Gelu, GeluTanh, Mish, Relu, Silu};
+use super::math::{Function, with_function};
 use super::pool::{Parts, Pool};
 use crate::ops::pointwise::{Activate, Activation, Add, Scale, ScaleRows};
 use crate::plan::Mode;
@@ -127,13 +127,7 @@ fn map_as<F: Function>(x: &[f32], y: &mut [f32], mode: Mode) {
 
 multiversion! {
     fn activate_chunk(isa: Isa, activation: Activation, x: &[f32], y: &mut [f32], mode: Mode) {
-        match activation {
-            Activation::Silu => map_as::<Silu>(x, y, mode),
-            Activation::Gelu => map_as::<Gelu>(x, y, mode),
-            Activation::GeluTanh => map_as::<GeluTanh>(x, y, mode),
-            Activation::Relu => map_as::<Relu>(x, y, mode),
-            Activation::Mish => map_as::<Mish>(x, y, mode),
-        }
+        with_function!(Some(activation), F => map_as::<F>(x, y, mode));
     }
 }
 
@@ -156,13 +150,7 @@ multiversion! {
     fn activate_backward_chunk(
         isa: Isa, activation: Activation, x: &[f32], d_y: &[f32], d_x: &mut [f32], mode: Mode,
     ) {
-        match activation {
-            Activation::Silu => slope_as::<Silu>(x, d_y, d_x, mode),
-            Activation::Gelu => slope_as::<Gelu>(x, d_y, d_x, mode),
-            Activation::GeluTanh => slope_as::<GeluTanh>(x, d_y, d_x, mode),
-            Activation::Relu => slope_as::<Relu>(x, d_y, d_x, mode),
-            Activation::Mish => slope_as::<Mish>(x, d_y, d_x, mode),
-        }
+        with_function!(Some(activation), F => slope_as::<F>(x, d_y, d_x, mode));
     }
 }
 
