@@ -7,7 +7,7 @@
 
 use std::collections::{HashMap, HashSet};
 
-use super::{conv2d, linear};
+use super::{attention, conv2d, linear, norm};
 use crate::backend::Program;
 use crate::ops::Op;
 use crate::ops::conv2d::Conv2d;
@@ -73,12 +73,14 @@ fn pack_weights(plan: &mut Plan) -> Vec<Node> {
 fn add_workspace(plan: &mut Plan) {
     for i in 0..plan.nodes.len() {
         let node = &plan.nodes[i];
-        let Some(mode) = node.outputs.first().copied().flatten().map(|w| w.mode) else { continue };
+        let mode = node.outputs.first().copied().flatten().map(|w| w.mode);
+        let of_weight = |op| mode.map_or(0, |m| conv2d::backward_weight_workspace_len(op, m));
         let len = match &node.op {
-            Op::Conv2dBackwardWeight(op) => conv2d::backward_weight_workspace_len(op, mode),
-            Op::LinearBackwardWeight(op) => {
-                conv2d::backward_weight_workspace_len(&linear::as_convolution(op), mode)
-            }
+            Op::Conv2dBackwardWeight(op) => of_weight(op),
+            Op::LinearBackwardWeight(op) => of_weight(&linear::as_convolution(op)),
+            Op::NormBackward(op) => norm::workspace_len(op),
+            Op::Attention(op) => attention::workspace_len(op),
+            Op::AttentionBackward(op) => attention::backward_workspace_len(op),
             _ => 0,
         };
         if len > 0 {

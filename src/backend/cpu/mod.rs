@@ -2,6 +2,7 @@
 #![allow(unsafe_code)] // Arena memory is handed to kernels as slices.
 
 mod arguments;
+pub mod attention;
 pub mod broadcast;
 mod columns;
 pub mod concat;
@@ -20,6 +21,7 @@ pub mod optimizer;
 pub mod pointwise;
 pub mod pool;
 pub mod resample;
+mod tile;
 
 pub use arguments::Arguments;
 pub use pool::Pool;
@@ -154,6 +156,17 @@ fn execute(pool: &Pool, node: &Node, a: &mut Arguments) -> Result<()> {
             let (mean, rstd, d_y) = (a.input(4), a.input(5), a.input(6));
             norm::norm_backward(pool, op, &operands, mean, rstd, d_y, outputs, a.workspace());
         }
+        Op::Attention(op) => {
+            let (q, k, v) = (a.input(0), a.input(1), a.input(2));
+            let (o, lse) = (a.written(0), a.written(1));
+            attention::attention(pool, op, q, k, v, o, lse, a.workspace());
+        }
+        Op::AttentionBackward(op) => {
+            let [q, k, v, o, lse, d_o] = std::array::from_fn(|i| a.input(i));
+            let saved = attention::Saved { q, k, v, o, lse, d_o };
+            let outputs = [a.output(0), a.output(1), a.output(2)];
+            attention::attention_backward(pool, op, &saved, outputs, a.workspace());
+        }
         Op::AddPerImage(op) => {
             broadcast::add_per_image(pool, op, a.input(0), a.input(1), a.required(0));
         }
@@ -181,12 +194,6 @@ fn execute(pool: &Pool, node: &Node, a: &mut Arguments) -> Result<()> {
         }
         Op::LookupBackward(op) => {
             embedding::lookup_backward(pool, op, a.input_u32(0), a.input(1), a.required(0))?;
-        }
-        op => {
-            return Err(Error::Device {
-                device: "cpu".into(),
-                problem: format!("{} is not built yet", Op::name(op)),
-            });
         }
     }
     Ok(())

@@ -264,6 +264,14 @@ impl<'a, T> Parts<'a, T> {
         // SAFETY: inside the slice by the assertion, exclusive by the contract.
         unsafe { std::slice::from_raw_parts_mut(self.start.add(from), len) }
     }
+
+    /// Address of element `from`, the first of a strided part whose last element
+    /// is `from + span - 1`. Who writes through it owes what `part` asks for.
+    pub fn strided(&self, from: usize, span: usize) -> *mut T {
+        assert!(from + span <= self.len, "part outside its slice");
+        // SAFETY: inside the slice by the assertion.
+        unsafe { self.start.add(from) }
+    }
 }
 
 #[cfg(test)]
