@@ -89,7 +89,7 @@ impl Plan {
             Method::AveragePool { factor } => h < factor || w < factor,
             Method::Fir { up, pad, edge, taps, .. } => {
                 h.min(w) * up + pad[0] + pad[1] < taps.len()
-                    || (edge == Edge::Reflect && h.min(w) * up <= pad[0].max(pad[1]))
+                    || (edge == Edge::Reflect && h.min(w) <= (pad[0] / up).max(pad[1].div_ceil(up)))
             }
         };
         if small {

@@ -1,7 +1,8 @@
 //! Nearest, average pooling and FIR.
 
 use super::common::{Case, Input, Terms, assert_close};
-use langevin::ops::resample::Method;
+use langevin::ops::resample::{Edge, Method};
+use langevin::plan::{DType, Plan};
 
 const UP: [f32; 4] = [0.25, 0.75, 0.75, 0.25];
 const DOWN: [f32; 4] = [0.125, 0.375, 0.375, 0.125];
@@ -9,12 +10,26 @@ const DOWN: [f32; 4] = [0.125, 0.375, 0.375, 0.125];
 /// upfirdn2d as diffusers writes it: insert zeros, pad, correlate with the
 /// flipped kernel, keep every `down`-th.
 fn upfirdn(x: &[f64], [n, h, w, c]: [usize; 4], method: Method) -> Vec<f64> {
-    let Method::Fir { up, down, pad, taps } = method else { unreachable!() };
+    let Method::Fir { up, down, pad, edge, taps } = method else { unreachable!() };
     let (ph, pw) = (h * up + pad[0] + pad[1], w * up + pad[0] + pad[1]);
+    // The pixel that a padded position shows, if any.
+    let pixel = |position: usize, len: usize| {
+        let at = position as isize - pad[0] as isize;
+        let i = at.div_euclid(up as isize);
+        let inside = (0..len as isize).contains(&i);
+        match (at.rem_euclid(up as isize) == 0, inside, edge) {
+            (false, ..) | (_, false, Edge::Zero) => None,
+            (true, true, _) => Some(i as usize),
+            (true, false, Edge::Reflect) if i < 0 => Some(-i as usize),
+            (true, false, Edge::Reflect) => Some(2 * (len - 1) - i as usize),
+        }
+    };
     let mut padded = vec![0.0; n * ph * pw * c];
-    for i in 0..n * h * w * c {
-        let (ch, ix, iy, image) = (i % c, i / c % w, i / c / w % h, i / c / w / h);
-        padded[((image * ph + iy * up + pad[0]) * pw + ix * up + pad[0]) * c + ch] = x[i];
+    for (i, p) in padded.iter_mut().enumerate() {
+        let (ch, px, py, image) = (i % c, i / c % pw, i / c / pw % ph, i / c / pw / ph);
+        if let (Some(iy), Some(ix)) = (pixel(py, h), pixel(px, w)) {
+            *p = x[((image * h + iy) * w + ix) * c + ch];
+        }
     }
     let mut y = Vec::new();
     for image in 0..n {
@@ -76,10 +91,19 @@ fn average_pool_matches_f64_and_drops_the_remainder() {
 #[test]
 fn fir_matches_upfirdn2d_in_both_passes() {
     let methods = [
-        Method::Fir { up: 2, down: 1, pad: [2, 1], taps: UP },
-        Method::Fir { up: 1, down: 2, pad: [1, 1], taps: DOWN },
-        Method::Fir { up: 1, down: 1, pad: [2, 2], taps: [0.1, -0.2, 0.4, 0.7] },
-        Method::Fir { up: 3, down: 2, pad: [0, 5], taps: [0.1, -0.2, 0.4, 0.7] },
+        Method::Fir { up: 2, down: 1, pad: [2, 1], edge: Edge::Zero, taps: UP },
+        Method::Fir { up: 1, down: 2, pad: [1, 1], edge: Edge::Zero, taps: DOWN },
+        Method::Fir { up: 1, down: 1, pad: [2, 2], edge: Edge::Zero, taps: [0.1, -0.2, 0.4, 0.7] },
+        Method::Fir { up: 3, down: 2, pad: [0, 5], edge: Edge::Zero, taps: [0.1, -0.2, 0.4, 0.7] },
+        Method::Fir { up: 2, down: 1, pad: [2, 1], edge: Edge::Reflect, taps: UP },
+        Method::Fir { up: 1, down: 2, pad: [1, 1], edge: Edge::Reflect, taps: DOWN },
+        Method::Fir {
+            up: 2,
+            down: 1,
+            pad: [3, 2],
+            edge: Edge::Reflect,
+            taps: [0.1, -0.2, 0.4, 0.7],
+        },
     ];
     for method in methods {
         for shape in [[1, 2, 3, 1], [2, 5, 4, 3], [2, 4, 7, 19]] {
@@ -88,6 +112,18 @@ fn fir_matches_upfirdn2d_in_both_passes() {
                 .check(terms, |x| upfirdn(&x[0], shape, method));
         }
     }
+}
+
+#[test]
+fn fir_refuses_to_mirror_further_than_the_image_reaches() {
+    let resample = |size: usize, pad: [usize; 2]| {
+        let mut plan = Plan::new();
+        let x = plan.input("x", &[1, size, 9, 1], DType::F32);
+        plan.resample(x, Method::Fir { up: 2, down: 1, pad, edge: Edge::Reflect, taps: UP })
+    };
+    assert!(resample(1, [2, 1]).is_err());
+    assert!(resample(2, [3, 3]).is_err());
+    assert!(resample(2, [3, 2]).is_ok());
 }
 
 /// FirUpsample2D and FirDownsample2D of diffusers 0.42.1, channels = 1, no
@@ -99,9 +135,9 @@ fn fir_gives_the_numbers_of_diffusers() {
     let run = |method: Method| {
         Case::new(&[input.clone()], |p, t| p.resample(t[0], method).unwrap()).run(1, None).output
     };
-    let up = run(Method::Fir { up: 2, down: 1, pad: [2, 1], taps: UP });
+    let up = run(Method::Fir { up: 2, down: 1, pad: [2, 1], edge: Edge::Zero, taps: UP });
     assert_close("upsampled", &up, &FIR_UP, 1e-6, 0.0);
-    let down = run(Method::Fir { up: 1, down: 2, pad: [1, 1], taps: DOWN });
+    let down = run(Method::Fir { up: 1, down: 2, pad: [1, 1], edge: Edge::Zero, taps: DOWN });
     assert_close("downsampled", &down, &FIR_DOWN, 1e-6, 0.0);
 }
 

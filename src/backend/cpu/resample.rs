@@ -6,14 +6,15 @@
 use super::isa::{Isa, multiversion};
 use super::pointwise::Output;
 use super::pool::{Parts, Pool};
-use crate::ops::resample::{Method, Resample};
+use crate::ops::resample::{Edge, Method, Resample};
 use crate::plan::Mode;
 
-/// The inputs along one axis that one output gathers: `first .. first + count`,
-/// where input `first + i` has weight `weights[tap + i * step]`.
-#[derive(Clone, Copy, Debug)]
+/// Inputs along one axis that one output gathers: `first .. first + count`,
+/// where input `first + i` has weight `weights[tap + i * step]`. Inputs outside
+/// the axis are mirrored at its ends.
+#[derive(Clone, Copy, Debug, Default)]
 struct Window {
-    first: usize,
+    first: isize,
     count: usize,
     tap: isize,
     step: isize,
@@ -21,20 +22,30 @@ struct Window {
 
 impl Window {
     fn uniform(first: usize, count: usize) -> Self {
-        Window { first, count, tap: 0, step: 0 }
+        Window { first: first as isize, count, tap: 0, step: 0 }
     }
 
-    /// Indices i of 0..len with `0 <= tap(i) < 4` for `tap(i) = origin + i * step`.
-    fn of_taps(origin: isize, step: isize, len: usize) -> Self {
+    /// Indices i with `0 <= tap(i) < 4` for `tap(i) = origin + i * step`, those
+    /// of 0..len alone where a length is given.
+    fn of_taps(origin: isize, step: isize, len: Option<usize>) -> Self {
         // The bound that the first index must meet, then the one for the last.
-        let (low, high) = if step > 0 {
+        let (mut first, mut last) = if step > 0 {
             (ceil_div(-origin, step), (3 - origin).div_euclid(step))
         } else {
             (ceil_div(origin - 3, -step), origin.div_euclid(-step))
         };
-        let first = low.max(0);
-        let count = (high.min(len as isize - 1) - first + 1).max(0);
-        Window { first: first as usize, count: count as usize, tap: origin + first * step, step }
+        if let Some(len) = len {
+            (first, last) = (first.max(0), last.min(len as isize - 1));
+        }
+        let count = (last - first + 1).max(0) as usize;
+        Window { first, count, tap: origin + first * step, step }
+    }
+
+    /// Input i of the window on an axis of `len`.
+    #[inline(always)]
+    fn input(&self, i: usize, len: usize) -> usize {
+        let (at, last) = (self.first + i as isize, len as isize - 1);
+        (last - (last - at.abs()).abs()) as usize
     }
 
     #[inline(always)]
@@ -47,7 +58,7 @@ fn ceil_div(a: isize, b: isize) -> isize {
     -(-a).div_euclid(b)
 }
 
-/// One direction of a method: the four weights, and each output's window.
+/// One direction of a method: the four weights, and each output's windows.
 #[derive(Clone, Copy)]
 struct Gather {
     method: Method,
@@ -64,24 +75,38 @@ impl Gather {
         }
     }
 
-    /// What output `o` gathers from an axis of `len` inputs.
+    /// What output `o` of `outputs` gathers from an axis of `inputs`: one window,
+    /// and backward at a mirroring edge one more for each mirror image of `o`.
     #[inline(always)]
-    fn window(&self, o: usize, len: usize) -> Window {
+    fn windows(&self, o: usize, inputs: usize, outputs: usize) -> [Window; 3] {
+        let none = Window::default();
         match (self.method, self.backward) {
-            (Method::Nearest { factor }, false) => Window::uniform(o / factor, 1),
-            (Method::Nearest { factor }, true) => Window::uniform(o * factor, factor),
-            (Method::AveragePool { factor }, false) => Window::uniform(o * factor, factor),
+            (Method::Nearest { factor }, false) => [Window::uniform(o / factor, 1), none, none],
+            (Method::Nearest { factor }, true) | (Method::AveragePool { factor }, false) => {
+                [Window::uniform(o * factor, factor), none, none]
+            }
             (Method::AveragePool { factor }, true) => {
                 // Nothing reaches the remainder that pooling dropped.
                 let from = o / factor;
-                Window::uniform(from, usize::from(from < len))
+                [Window::uniform(from, usize::from(from < inputs)), none, none]
             }
             // Output o meets input i at tap k = i up + pad - o down.
-            (Method::Fir { up, down, pad, .. }, false) => {
-                Window::of_taps(pad[0] as isize - (o * down) as isize, up as isize, len)
+            (Method::Fir { up, down, pad, edge, .. }, false) => {
+                let len = (edge == Edge::Zero).then_some(inputs);
+                let origin = pad[0] as isize - (o * down) as isize;
+                [Window::of_taps(origin, up as isize, len), none, none]
             }
-            (Method::Fir { up, down, pad, .. }, true) => {
-                Window::of_taps((o * up + pad[0]) as isize, -(down as isize), len)
+            (Method::Fir { up, down, pad, edge, .. }, true) => {
+                let of = |pixel: isize| {
+                    let origin = pixel * up as isize + pad[0] as isize;
+                    Window::of_taps(origin, -(down as isize), Some(inputs))
+                };
+                let (pixel, last) = (o as isize, outputs as isize - 1);
+                let mirrored = |at: isize, is: bool| {
+                    if is && edge == Edge::Reflect { of(at) } else { none }
+                };
+                let (low, high) = (-pixel, 2 * last - pixel);
+                [of(pixel), mirrored(low, pixel != 0), mirrored(high, pixel != last)]
             }
         }
     }
@@ -116,23 +141,24 @@ fn run(
         let image = &x[task / oh * h * w * c..][..h * w * c];
         // SAFETY: the output row is this task's own.
         let y = unsafe { parts.part(task * ow * c, ow * c) };
-        row(isa, gather, image, w, c, gather.window(task % oh, h), y, mode);
+        row(isa, gather, image, [h, w, c], gather.windows(task % oh, h, oh), y, mode);
     });
 }
 
 multiversion! {
     fn row(
-        isa: Isa, gather: Gather, image: &[f32], w: usize, c: usize, rows: Window,
+        isa: Isa, gather: Gather, image: &[f32], shape: [usize; 3], rows: [Window; 3],
         y: &mut [f32], mode: Mode,
     ) {
-        let weights = gather.weights();
+        let [h, w, c] = shape;
+        let (weights, ow) = (gather.weights(), y.len() / c);
         for (o, y) in y.chunks_exact_mut(c).enumerate() {
-            let columns = gather.window(o, w);
+            let columns = gather.windows(o, w, ow);
             let mut empty = mode == Mode::Write;
-            for i in 0..rows.count {
-                for j in 0..columns.count {
+            for (rows, i) in rows.iter().flat_map(|r| (0..r.count).map(move |i| (r, i))) {
+                for (columns, j) in columns.iter().flat_map(|c| (0..c.count).map(move |j| (c, j))) {
                     let weight = rows.weight(i, &weights) * columns.weight(j, &weights);
-                    let at = ((rows.first + i) * w + columns.first + j) * c;
+                    let at = (rows.input(i, h) * w + columns.input(j, w)) * c;
                     let x = &image[at..at + c];
                     if empty {
                         y.iter_mut().zip(x).for_each(|(y, &x)| *y = weight * x);
