@@ -1,3 +1,4 @@
 //! Networks against diffusers and PyTorch: tests/golden/unet.py made the files.
 
 mod unet_config;
+mod unet_golden;
