@@ -5,7 +5,6 @@
 use std::ops::Range;
 use std::sync::Once;
 
-use image::imageops::{FilterType, resize};
 use plotters::coord::ranged1d::{KeyPointHint, Ranged, ValueFormatter};
 use plotters::coord::types::RangedCoordf64;
 use plotters::coord::{Shift, ranged1d::NoDefaultFormatting};
@@ -32,6 +31,9 @@ const NORM: RGBColor = RGBColor(58, 110, 165);
 const QUARTILES: [RGBColor; 4] =
     [RGBColor(68, 119, 170), RGBColor(34, 150, 110), RGBColor(214, 160, 30), RGBColor(204, 80, 90)];
 
+const MEAN_WIDTH: u32 = OVER * 5 / 2;
+const QUARTILE_WIDTH: u32 = OVER * 3 / 2;
+
 /// Records whose mean a point of a smoothed line is: a fiftieth of the run on
 /// either side.
 fn half_window(records: usize) -> usize {
@@ -43,8 +45,7 @@ fn half_window(records: usize) -> usize {
 pub fn loss_curve(records: &[Record]) -> Vec<u8> {
     static FONTS: Once = Once::new();
     FONTS.call_once(|| {
-        // On failure text is left out by plotters' error below, so it cannot go
-        // unseen: the font is part of the program.
+        // A font that were refused would fail the drawing below.
         let _ = register_font(FONT, FontStyle::Normal, epaint_default_fonts::UBUNTU_LIGHT);
     });
     let (width, height) = (SIZE.0 * OVER, SIZE.1 * OVER);
@@ -53,9 +54,27 @@ pub fn loss_curve(records: &[Record]) -> Vec<u8> {
         let root = BitMapBackend::with_buffer(&mut bytes, (width, height)).into_drawing_area();
         draw(&root, records).expect("drawing into memory with a built-in font");
     }
-    let large = image::RgbImage::from_raw(width, height, bytes).expect("three bytes a pixel");
-    let small = resize(&large, SIZE.0, SIZE.1, FilterType::Triangle);
-    encode(&small, SIZE.1 as usize, SIZE.0 as usize, 3)
+    encode(&averaged(&bytes), SIZE.1 as usize, SIZE.0 as usize, 3)
+}
+
+/// The picture at its size: the mean of each square of OVER x OVER pixels.
+fn averaged(large: &[u8]) -> Vec<u8> {
+    let over = OVER as usize;
+    let (width, height) = (SIZE.0 as usize, SIZE.1 as usize);
+    let mut small = Vec::with_capacity(width * height * 3);
+    let mut sums = vec![0u32; width * 3];
+    for rows in large.chunks_exact(over * width * over * 3) {
+        sums.fill(0);
+        for row in rows.chunks_exact(width * over * 3) {
+            for (i, pixel) in row.chunks_exact(3).enumerate() {
+                for (sum, &byte) in sums[i / over * 3..].iter_mut().zip(pixel) {
+                    *sum += u32::from(byte);
+                }
+            }
+        }
+        small.extend(sums.iter().map(|sum| ((sum + OVER * OVER / 2) / (OVER * OVER)) as u8));
+    }
+    small
 }
 
 type Area<'a> = DrawingArea<BitMapBackend<'a>, Shift>;
@@ -69,9 +88,9 @@ fn draw(root: &Area, records: &[Record]) -> Drawn {
     let (left, right) = bottom.split_horizontally(SIZE.0 / 2 * OVER);
     let window = half_window(records.len());
     let norms = points(records, |record| Some(record.gradient_norm.into()));
-    draw_small(&left, "gradient norm", NORM, &norms, Some(window), last)?;
+    draw_small(&left, "Gradient norm", NORM, &norms, Some(window), last)?;
     let rates = points(records, |record| Some(record.learning_rate));
-    draw_small(&right, "learning rate", RATE, &rates, None, last)
+    draw_small(&right, "Learning rate", RATE, &rates, None, last)
 }
 
 fn draw_loss(area: &Area, records: &[Record], last: f64) -> Drawn {
@@ -82,13 +101,13 @@ fn draw_loss(area: &Area, records: &[Record], last: f64) -> Drawn {
         smoothed(&points(records, |record| record.loss_quartiles[quarter].map(f64::from)), window)
     });
     let spread = spread(loss.iter().chain(quartiles.iter().flatten()));
-    let title = format!("loss, {} steps", last as u64);
-    let mut chart = ChartBuilder::on(area)
-        .margin_top(14 * OVER)
+    let (head, area) = area.split_vertically(44 * OVER);
+    draw_head(&head, last)?;
+    let mut chart = ChartBuilder::on(&area)
+        .margin_top(4 * OVER)
         .margin_right(24 * OVER)
         .x_label_area_size(34 * OVER)
         .y_label_area_size(66 * OVER)
-        .caption(title, (FONT, 21 * OVER).into_font().color(&INK))
         .build_cartesian_2d(Linear(0.0..last), Log(spread))?;
     chart
         .configure_mesh()
@@ -102,26 +121,37 @@ fn draw_loss(area: &Area, records: &[Record], last: f64) -> Drawn {
         .draw()?;
     let faint = LOSS.mix(0.3).stroke_width(OVER);
     chart.draw_series(LineSeries::new(loss, faint))?;
-    for (quarter, points) in quartiles.into_iter().enumerate() {
-        let style = QUARTILES[quarter].stroke_width(OVER * 3 / 2);
-        let name = [
-            "least noise: times of the first quarter",
-            "second quarter",
-            "third quarter",
-            "most noise: last quarter",
-        ][quarter];
-        chart.draw_series(LineSeries::new(points, style))?.label(name).legend(legend(style));
+    for (points, colour) in quartiles.into_iter().zip(QUARTILES) {
+        chart.draw_series(LineSeries::new(points, colour.stroke_width(QUARTILE_WIDTH)))?;
     }
-    let style = LOSS.stroke_width(OVER * 5 / 2);
-    chart.draw_series(LineSeries::new(mean, style))?.label("all times").legend(legend(style));
-    chart
-        .configure_series_labels()
-        .position(SeriesLabelPosition::UpperRight)
-        .legend_area_size(30 * OVER)
-        .margin(8 * OVER)
-        .background_style(WHITE.mix(0.85))
-        .label_font((FONT, 15 * OVER).into_font().color(&INK))
-        .draw()?;
+    chart.draw_series(LineSeries::new(mean, LOSS.stroke_width(MEAN_WIDTH)))?;
+    Ok(())
+}
+
+/// The title on the left, the names of the lines on the right: beside the axes,
+/// where they cover no line.
+fn draw_head(area: &Area, last: f64) -> Drawn {
+    let over = OVER as i32;
+    let title = (FONT, 21 * OVER).into_font().color(&INK);
+    area.draw_text(&format!("Loss, {} steps", last as u64), &title, (66 * over, 13 * over))?;
+    let font = (FONT, 15 * OVER).into_font().color(&INK);
+    let quarter = |i: usize| QUARTILES[i].stroke_width(QUARTILE_WIDTH);
+    let names = [
+        ("most noise: last quarter of time", quarter(3)),
+        ("third", quarter(2)),
+        ("second", quarter(1)),
+        ("least noise: first", quarter(0)),
+        ("all times", LOSS.stroke_width(MEAN_WIDTH)),
+    ];
+    let mut right = (SIZE.0 as i32 - 24) * over;
+    for (name, style) in names {
+        let (width, _) = area.estimate_text_size(name, &font)?;
+        right -= width as i32;
+        area.draw_text(name, &font, (right, 17 * over))?;
+        let line = vec![(right - 26 * over, 24 * over), (right - 6 * over, 24 * over)];
+        area.draw(&PathElement::new(line, style))?;
+        right -= 44 * over;
+    }
     Ok(())
 }
 
@@ -165,12 +195,6 @@ fn draw_small(
         }
     }
     Ok(())
-}
-
-/// A short line beside the name of a series.
-fn legend(style: ShapeStyle) -> impl Fn((i32, i32)) -> PathElement<(i32, i32)> {
-    let over = OVER as i32;
-    move |(x, y)| PathElement::new(vec![(x + 4 * over, y), (x + 24 * over, y)], style)
 }
 
 /// (step, value) of the records that have a finite value, not below 0.

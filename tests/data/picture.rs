@@ -94,6 +94,7 @@ fn records(count: u64) -> Vec<Record> {
 
 #[test]
 fn the_loss_curve_is_a_thousand_pixels_wide_and_shows_the_loss() {
+    keep("curve5.png", &loss_curve(&records(5)));
     let png = loss_curve(&records(400));
     keep("curve.png", &png);
     let picture = image::load_from_memory(&png).unwrap().into_rgb8();
