@@ -12,8 +12,8 @@
 
 use std::borrow::Cow;
 use std::collections::BTreeMap;
-use std::fs;
 use std::path::{Path, PathBuf};
+use std::{fs, io};
 
 use serde_json::{Value, json};
 
@@ -226,12 +226,10 @@ pub struct Pipeline<'a> {
 ///
 /// # Errors
 /// The files cannot be written (nothing is left behind), or `path` is a folder
-/// that is not a pipeline and would be lost.
+/// with other things in it, which would be lost.
 pub fn save_pipeline(path: impl AsRef<Path>, pipeline: &Pipeline) -> Result<()> {
     let path = path.as_ref();
-    if path.exists() && !path.join(MODEL_INDEX).is_file() && !is_empty_folder(path) {
-        return Err(Error::checkpoint(path, "exists and is not a pipeline; it is not overwritten"));
-    }
+    refuse_foreign(path)?;
     let parent = atomic::parent_of(path);
     let fail = |e| Error::file("cannot write", path)(atomic::explain(e));
     fs::create_dir_all(parent).map_err(fail)?;
@@ -253,8 +251,29 @@ impl Drop for Staging {
     }
 }
 
-fn is_empty_folder(path: &Path) -> bool {
-    fs::read_dir(path).is_ok_and(|mut entries| entries.next().is_none())
+/// Replacing a folder removes everything in it: only what this module writes,
+/// whole or damaged, may be lost.
+fn refuse_foreign(path: &Path) -> Result<()> {
+    const OWN: [&str; 6] = [MODEL_INDEX, NETWORK, NETWORK_RAW, SCHEDULER, EXTRAS, TRAINING];
+    let entries = match fs::read_dir(path) {
+        Ok(entries) => entries,
+        Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(()),
+        Err(e) => return Err(Error::file("cannot write", path)(atomic::explain(e))),
+    };
+    for entry in entries {
+        let name = entry.map_err(Error::file("cannot list", path))?.file_name();
+        if !OWN.iter().any(|own| name == *own) {
+            let name = name.to_string_lossy();
+            return Err(Error::checkpoint(
+                path,
+                format!(
+                    "exists and holds `{name}`, which is no part of a pipeline; it is not \
+                         overwritten"
+                ),
+            ));
+        }
+    }
+    Ok(())
 }
 
 fn write_pipeline(folder: &Path, p: &Pipeline) -> Result<()> {
@@ -302,7 +321,8 @@ fn write_pipeline(folder: &Path, p: &Pipeline) -> Result<()> {
 /// writes it.
 fn versioned(config: &Value) -> Value {
     let mut out = serde_json::Map::new();
-    for (key, value) in config.as_object().into_iter().flatten() {
+    let fields = config.as_object().into_iter().flatten();
+    for (key, value) in fields.filter(|(key, _)| *key != "_diffusers_version") {
         out.insert(key.clone(), value.clone());
         if key == "_class_name" {
             out.insert("_diffusers_version".into(), DIFFUSERS_VERSION.into());
@@ -329,7 +349,12 @@ fn publish(staging: &Path, path: &Path) -> Result<()> {
         }
         fs::rename(path, &superseded).map_err(fail)?;
     }
-    fs::rename(staging, path).map_err(fail)?;
+    if let Err(e) = fs::rename(staging, path) {
+        if replaces {
+            fs::rename(&superseded, path).map_err(fail)?;
+        }
+        return Err(fail(e));
+    }
     atomic::sync_folder(atomic::parent_of(path))?;
     if replaces {
         atomic::remove_any(&superseded)?;

@@ -161,7 +161,7 @@ impl Machine<'_> {
 
     fn set_items(&mut self, items: &[Id]) -> Result<(), String> {
         let target = self.top()?;
-        if items.len() % 2 != 0 {
+        if !items.len().is_multiple_of(2) {
             return Err(DAMAGED.into());
         }
         let pairs = items.chunks_exact(2).map(|p| (p[0], p[1]));

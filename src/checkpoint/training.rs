@@ -378,7 +378,13 @@ impl RunDirectory {
             return Err(Error::checkpoint(&self.path, "a checkpoint needs a training state"));
         };
         let step = state.progress.step;
-        let path = self.path.join(CHECKPOINTS).join(format!("step-{step}"));
+        let folder = self.path.join(CHECKPOINTS);
+        if !folder.exists() {
+            let fail = |e| Error::file("cannot write", &folder)(atomic::explain(e));
+            fs::create_dir(&folder).map_err(fail)?;
+            atomic::sync_folder(&self.path)?;
+        }
+        let path = folder.join(format!("step-{step}"));
         diffusers::save_pipeline(&path, pipeline)?;
         self.known_good.insert(step);
         Ok(path)

@@ -1,10 +1,9 @@
 //! Which image stands at which position of a run.
 
-use rand::rngs::Xoshiro256PlusPlus;
+use rand::Rng;
 use rand::seq::SliceRandom;
-use rand::{Rng, SeedableRng};
 
-use crate::random::Purpose;
+use crate::random::{HostRng, Purpose};
 
 /// The order of the data over a run: every epoch is a permutation of all
 /// images, drawn from the seed and the epoch's number alone.
@@ -36,7 +35,7 @@ impl Order {
             for (index, slot) in self.permutation.iter_mut().enumerate() {
                 *slot = index as u32;
             }
-            self.permutation.shuffle(&mut generator(self.seed, Purpose::Shuffle, epoch));
+            self.permutation.shuffle(&mut HostRng::new(self.seed, Purpose::Shuffle, epoch));
             self.epoch = Some(epoch);
         }
         (epoch, self.permutation[place as usize] as usize)
@@ -53,13 +52,6 @@ impl Order {
     /// Whether the image at `position` of the run is mirrored: a fair coin of
     /// the seed and the position, so that an image is seen both ways in time.
     pub fn flip(&self, position: u64) -> bool {
-        generator(self.seed, Purpose::Augment, position).next_u32() >> 31 == 1
+        HostRng::new(self.seed, Purpose::Augment, position).next_u32() >> 31 == 1
     }
-}
-
-/// The generator of one purpose and index.
-fn generator(seed: u64, purpose: Purpose, index: u64) -> impl Rng {
-    let mut key = Xoshiro256PlusPlus::seed_from_u64(seed).next_u64();
-    key = Xoshiro256PlusPlus::seed_from_u64(key ^ purpose as u64).next_u64();
-    Xoshiro256PlusPlus::seed_from_u64(key ^ index)
 }
