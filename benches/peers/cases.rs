@@ -1,4 +1,4 @@
-//! What is compared: the convolutions and linear layers of the ddpm-cifar10
+//! What is measured: the convolutions and linear layers of the ddpm-cifar10
 //! U-Net at batch 16 and 1.
 
 use langevin::backend::Backend;
@@ -50,8 +50,8 @@ fn conv(sizes: [usize; 5], kernel: usize, stride: usize, padding: Padding) -> Co
     Conv2d { n, h, w, c_in, c_out, kernel: [kernel; 2], options }
 }
 
-/// All comparisons, in order.
-pub fn all() -> Vec<Case> {
+/// Layers alone.
+pub fn layers() -> Vec<Case> {
     let same = Padding::same(1);
     let down = Padding { bottom: 1, right: 1, ..Padding::default() };
     let convolutions = [
@@ -89,23 +89,24 @@ pub fn all() -> Vec<Case> {
 }
 
 impl Case {
-    pub fn name(&self) -> String {
+    /// `<op>/<pass>/cpu`
+    pub fn group(&self) -> String {
         match self {
-            Case::Conv2d(op, pass) => format!(
-                "conv2d {}x{} {}->{} @{}x{} n{}{} {}",
-                op.kernel[0],
-                op.kernel[1],
-                op.c_in,
-                op.c_out,
-                op.h,
-                op.w,
-                op.n,
-                if op.options.stride[0] > 1 { " /2" } else { "" },
-                pass.name()
-            ),
-            Case::Linear(op, pass) => {
-                format!("linear {}x{} -> {} {}", op.rows, op.c_in, op.c_out, pass.name())
+            Case::Conv2d(_, pass) => format!("conv2d/{}/cpu", pass.name()),
+            Case::Linear(_, pass) => format!("linear/{}/cpu", pass.name()),
+        }
+    }
+
+    /// Sizes, for people.
+    pub fn shape(&self) -> String {
+        match self {
+            Case::Conv2d(op, _) => {
+                let [kh, kw] = op.kernel;
+                let stride = if op.options.stride[0] > 1 { " stride 2" } else { "" };
+                let Conv2d { n, h, w, c_in, c_out, .. } = op;
+                format!("{kh}x{kw} {c_in}->{c_out} @{h}x{w} n{n}{stride}")
             }
+            Case::Linear(op, _) => format!("{}x{} -> {}", op.rows, op.c_in, op.c_out),
         }
     }
 

@@ -95,7 +95,7 @@ fn main() -> anyhow::Result<()> {
         version["threads"],
     );
     println!(
-        "{:<46} {:>9} {:>9} {:>7} | {:>9} {:>9} {:>7} {:<5} | {:>6} {:>6}",
+        "{:<56} {:>9} {:>9} {:>7} | {:>9} {:>9} {:>7} {:<5} | {:>6} {:>6}",
         "times in ms",
         "minimum",
         "median",
@@ -107,8 +107,9 @@ fn main() -> anyhow::Result<()> {
         "min",
         "median"
     );
-    for case in cases::all() {
-        if !case.name().contains(&filter) {
+    for case in cases::layers() {
+        let name = format!("{} {}", case.group().trim_end_matches("/cpu"), case.shape());
+        if !name.contains(&filter) {
             continue;
         }
         let mut ours = case.prepare(threads)?;
@@ -135,8 +136,8 @@ fn main() -> anyhow::Result<()> {
         }
         let rate = |seconds: f64| case.flops() as f64 / seconds / 1e9;
         println!(
-            "{:<46} {:>9.3} {:>9.3} {:>7.1} | {:>9.3} {:>9.3} {:>7.1} {:<5} | {:>6.2} {:>6.2}",
-            case.name(),
+            "{:<56} {:>9.3} {:>9.3} {:>7.1} | {:>9.3} {:>9.3} {:>7.1} {:<5} | {:>6.2} {:>6.2}",
+            name,
             mine.minimum() * 1e3,
             mine.median() * 1e3,
             rate(mine.minimum()),

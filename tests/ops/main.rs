@@ -9,6 +9,7 @@ mod dropout;
 mod embedding;
 mod linear;
 mod loss;
+mod lowering;
 mod noising;
 mod norm;
 mod optimizer;

@@ -26,6 +26,9 @@ static ZEROS: [f32; 4096] = [0.0; 4096];
 /// Segments given to the micro-kernel at once: all taps of a 5 x 5 kernel.
 const SEGMENTS: usize = 32;
 
+/// Reductions up to this length are copied together instead of walked tap by tap.
+const SHORT: usize = 64;
+
 /// Bytes of packed weights that one task keeps in its second-level cache.
 const PANEL_CACHE_BYTES: usize = 384 << 10;
 
@@ -222,7 +225,10 @@ impl Gather<'_> {
         let mut segments = [Segment::EMPTY; SEGMENTS];
         let mut tile = Tile::ZERO;
         let (_, reduced) = self.pack.columns_and_reduced();
-        if self.kernel[0] * self.kernel[1] * reduced.div_ceil(ZEROS.len()) <= SEGMENTS {
+        let taps = self.kernel[0] * self.kernel[1];
+        if (2..=SEGMENTS).contains(&taps) && taps * reduced <= SHORT {
+            self.short_block(pixels, group, panels);
+        } else if taps * reduced.div_ceil(ZEROS.len()) <= SEGMENTS {
             // The usual case: one table serves every panel.
             let len = self.table(pixels, group, &mut segments, |_| unreachable!("it fits"));
             for panel in panels {
@@ -239,6 +245,33 @@ impl Gather<'_> {
                 self.sum(&segments[..len], pixels.len, group, panel, resume, &mut tile);
                 self.finish(pixels, group, panel, &mut tile);
             }
+        }
+    }
+
+    /// As `block`, for few channels (the first layer): what a pixel reads is copied
+    /// into one row, since a loop over three channels costs more than it computes.
+    fn short_block(&self, pixels: &Pixels, group: usize, panels: std::ops::Range<usize>) {
+        let (_, reduced) = self.pack.columns_and_reduced();
+        let mut segments = [Segment::EMPTY; SEGMENTS];
+        let mut tile = Tile::ZERO;
+        let mut rows = [[0f32; SHORT]; ROWS];
+        let len = self.table(pixels, group, &mut segments, |_| unreachable!("it fits"));
+        for segment in &segments[..len] {
+            for k in 0..segment.len {
+                for (row, pointer) in rows.iter_mut().zip(&segment.rows[..pixels.len]) {
+                    // SAFETY: the table's pointers cover `len` elements.
+                    row[segment.panel + k] = unsafe { *pointer.add(k) };
+                }
+            }
+        }
+        let mut whole =
+            Segment { len: self.kernel[0] * self.kernel[1] * reduced, ..Segment::EMPTY };
+        for (pointer, row) in whole.rows.iter_mut().zip(&rows) {
+            *pointer = row.as_ptr();
+        }
+        for panel in panels {
+            self.sum(&[whole], pixels.len, group, panel, false, &mut tile);
+            self.finish(pixels, group, panel, &mut tile);
         }
     }
 

@@ -14,6 +14,7 @@ pub mod isa;
 pub mod linear;
 pub mod loss;
 mod lower;
+mod machine;
 mod math;
 pub mod noising;
 pub mod norm;
@@ -208,8 +209,8 @@ impl Backend for Cpu {
     fn info(&self) -> DeviceInfo {
         DeviceInfo {
             name: "cpu".into(),
-            description: format!("{} threads", self.pool.threads()),
-            memory_bytes: 0,
+            description: machine::description(self.pool.threads()),
+            memory_bytes: machine::available_bytes(),
             threads: self.pool.threads(),
         }
     }
