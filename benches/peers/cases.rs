@@ -1,14 +1,12 @@
 //! What is measured: the convolutions and linear layers of the ddpm-cifar10
 //! U-Net at batch 16 and 1.
 
-use langevin::backend::Backend;
 use langevin::backend::cpu::isa::Isa;
-use langevin::backend::cpu::{Cpu, Pool, conv2d, linear};
+use langevin::backend::cpu::{Pool, conv2d, linear};
 use langevin::ops::conv2d::{Conv2d, ConvOptions, Padding};
 use langevin::ops::linear::Linear;
 use langevin::ops::pack::{PackFor, PackWeight};
 use langevin::plan::Mode;
-use serde_json::{Value, json};
 
 /// One pass of an op.
 #[derive(Clone, Copy)]
@@ -21,7 +19,7 @@ pub enum Pass {
 impl Pass {
     const ALL: [Pass; 3] = [Pass::Forward, Pass::BackwardData, Pass::BackwardWeight];
 
-    fn name(self) -> &'static str {
+    pub fn name(self) -> &'static str {
         match self {
             Pass::Forward => "forward",
             Pass::BackwardData => "backward_data",
@@ -38,11 +36,6 @@ pub enum Case {
 
 /// Runs our side once.
 pub type Run = Box<dyn FnMut()>;
-
-/// What our side runs on.
-pub fn description(threads: usize) -> String {
-    Cpu::new(threads).info().description
-}
 
 fn conv(sizes: [usize; 5], kernel: usize, stride: usize, padding: Padding) -> Conv2d {
     let [n, h, w, c_in, c_out] = sizes;
@@ -114,24 +107,6 @@ impl Case {
         match self {
             Case::Conv2d(op, _) => op.flops(),
             Case::Linear(op, _) => op.flops(),
-        }
-    }
-
-    /// The same for the peer.
-    pub fn request(&self) -> Value {
-        match self {
-            Case::Conv2d(op, pass) => {
-                let p = op.options.padding;
-                json!({
-                    "op": "conv2d", "pass": pass.name(), "n": op.n, "h": op.h, "w": op.w,
-                    "c_in": op.c_in, "c_out": op.c_out, "kernel": op.kernel[0],
-                    "stride": op.options.stride[0],
-                    "padding": [p.top, p.left, p.bottom, p.right],
-                })
-            }
-            Case::Linear(op, pass) => json!({
-                "op": "linear", "pass": pass.name(), "rows": op.rows, "c_in": op.c_in, "c_out": op.c_out,
-            }),
         }
     }
 

@@ -9,11 +9,15 @@
 //! printed, and the ratio of PyTorch's time to ours: above 1 we are faster.
 
 mod cases;
+mod network;
 
 use std::io::{BufRead, BufReader, Write};
 use std::process::{Child, ChildStdin, ChildStdout, Command, Stdio};
 use std::time::{Duration, Instant};
 
+use cases::Case;
+use langevin::backend::Backend;
+use langevin::backend::cpu::Cpu;
 use serde_json::{Value, json};
 
 /// PyTorch in a process of its own.
@@ -50,6 +54,62 @@ impl Drop for Peer {
         // It may have ended already.
         let _ = self.child.kill();
         let _ = self.child.wait();
+    }
+}
+
+/// One line of the table.
+struct Comparison {
+    name: String,
+    flops: u64,
+    /// The case, for the peer.
+    request: Value,
+    prepare: Box<dyn Fn(usize) -> anyhow::Result<cases::Run>>,
+}
+
+fn comparisons() -> anyhow::Result<Vec<Comparison>> {
+    let network = |pass: &str, n: usize| json!({ "op": "unet", "pass": pass, "n": n, "config": network::CONFIG });
+    let mut all = Vec::new();
+    for n in [1, 16] {
+        let flops = network::forward_flops(n)?;
+        all.push(Comparison {
+            name: format!("ddpm-cifar10 forward n{n}"),
+            flops,
+            request: network("forward", n),
+            prepare: Box::new(move |threads| network::forward(threads, n)),
+        });
+    }
+    let flops = 3 * network::forward_flops(16)?;
+    all.push(Comparison {
+        name: "ddpm-cifar10 training step n16".into(),
+        flops,
+        request: network("training_step", 16),
+        prepare: Box::new(|threads| network::training_step(threads, 16)),
+    });
+    all.extend(cases::layers().into_iter().map(|case| Comparison {
+        name: format!("{} {}", case.group().trim_end_matches("/cpu"), case.shape()),
+        flops: case.flops(),
+        request: request(&case),
+        prepare: Box::new(move |threads| case.prepare(threads)),
+    }));
+    Ok(all)
+}
+
+/// A layer in the words of the Python side.
+fn request(case: &Case) -> Value {
+    match case {
+        Case::Conv2d(op, pass) => {
+            let p = op.options.padding;
+            json!({
+                "op": "conv2d", "pass": pass.name(), "n": op.n, "h": op.h, "w": op.w,
+                "c_in": op.c_in, "c_out": op.c_out, "kernel": op.kernel[0],
+                "stride": op.options.stride[0],
+                "padding": [p.top, p.left, p.bottom, p.right],
+            })
+        }
+        Case::Linear(op, pass) => json!({
+            "op": "linear", "pass": pass.name(),
+            "rows": op.rows, "c_in": op.c_in, "c_out": op.c_out,
+        }),
     }
 }
 
@@ -90,7 +150,7 @@ fn main() -> anyhow::Result<()> {
     println!(
         "langevin {} ({}), PyTorch {} eager, {} threads each, {rounds} rounds",
         env!("CARGO_PKG_VERSION"),
-        cases::description(threads),
+        Cpu::new(threads).info().description,
         version["version"].as_str().unwrap_or("?"),
         version["threads"],
     );
@@ -107,13 +167,12 @@ fn main() -> anyhow::Result<()> {
         "min",
         "median"
     );
-    for case in cases::layers() {
-        let name = format!("{} {}", case.group().trim_end_matches("/cpu"), case.shape());
-        if !name.contains(&filter) {
+    for case in comparisons()? {
+        if !case.name.contains(&filter) {
             continue;
         }
-        let mut ours = case.prepare(threads)?;
-        let variant = peer.ask(json!({ "case": case.request() }))?;
+        let mut ours = (case.prepare)(threads)?;
+        let variant = peer.ask(json!({ "case": case.request }))?;
         ours();
         // Enough runs a turn to fill about 50 ms.
         let start = Instant::now();
@@ -134,10 +193,10 @@ fn main() -> anyhow::Result<()> {
                 answer["seconds"].as_array().into_iter().flatten().filter_map(Value::as_f64),
             );
         }
-        let rate = |seconds: f64| case.flops() as f64 / seconds / 1e9;
+        let rate = |seconds: f64| case.flops as f64 / seconds / 1e9;
         println!(
             "{:<56} {:>9.3} {:>9.3} {:>7.1} | {:>9.3} {:>9.3} {:>7.1} {:<5} | {:>6.2} {:>6.2}",
-            name,
+            case.name,
             mine.minimum() * 1e3,
             mine.median() * 1e3,
             rate(mine.minimum()),
