@@ -95,7 +95,7 @@ pub fn training_step(threads: usize, n: usize) -> anyhow::Result<Run> {
     values[control::LEARNING_RATE] = 1e-4;
     values[control::BIAS_CORRECTION_1] = 0.1;
     values[control::BIAS_CORRECTION_2] = 1e-3;
-    values[control::EMA_DECAY] = 0.999;
+    values[control::EMA_RATE] = 1e-3;
     let mut step = move || -> langevin::Result<()> {
         engine.set(&loaded, x0, &images)?;
         engine.set(&loaded, t, &times)?;

@@ -29,7 +29,8 @@ fn block() -> Plan {
     let h = plan.conv2d(h, w2, None, same).expect(fits);
     let shortcut = plan.conv2d(x, w3, None, ConvOptions::default()).expect(fits);
     let y = plan.add(shortcut, h, 1.0).expect(fits);
-    let z = plan.linear(y, w5, None).expect(fits);
+    let half = plan.scale(y, 0.5, 0.0);
+    let z = plan.linear(half, w5, None).expect(fits);
     let z = plan.add(z, y, 1.0).expect(fits);
     let z = plan.scale(z, 2.0, 0.0);
     plan.tensors[z.index()].name = "z".into();
