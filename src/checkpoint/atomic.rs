@@ -178,7 +178,7 @@ pub fn remove_leftovers(folder: &Path, all: bool) -> Result<Vec<PathBuf>> {
         else {
             continue;
         };
-        if !all && owner != std::process::id() && Path::new(&format!("/proc/{owner}")).exists() {
+        if !all && owner != std::process::id() && may_be_alive(owner, &path) {
             continue;
         }
         remove_any(&path)?;
@@ -186,6 +186,16 @@ pub fn remove_leftovers(folder: &Path, all: bool) -> Result<Vec<PathBuf>> {
     }
     removed.sort();
     Ok(removed)
+}
+
+/// Whether the process that owns a temporary may still write it. Where there is
+/// no /proc to ask, one that was touched within the last hour may.
+fn may_be_alive(owner: u32, temporary: &Path) -> bool {
+    if Path::new("/proc/self").exists() {
+        return Path::new(&format!("/proc/{owner}")).exists();
+    }
+    let age = fs::metadata(temporary).and_then(|m| m.modified()).map(|time| time.elapsed());
+    matches!(age, Ok(Ok(age)) if age.as_secs() < 3600)
 }
 
 /// Removes a file or a whole folder.

@@ -351,5 +351,9 @@ impl fmt::Display for Float {
 
 /// f32 values as little-endian bytes.
 pub(super) fn encode_f32(values: &[f32]) -> Vec<u8> {
-    values.iter().flat_map(|v| v.to_le_bytes()).collect()
+    let mut bytes = vec![0; values.len() * 4];
+    for (b, v) in bytes.as_chunks_mut().0.iter_mut().zip(values) {
+        *b = v.to_le_bytes();
+    }
+    bytes
 }
