@@ -43,7 +43,7 @@ impl HostRng {
     fn fill_block(&mut self) {
         let index = self.position / 4;
         let stream = Stream::new(self.keys, self.purpose, (index >> 32) as u32);
-        self.block = stream.block(index as u32).map(|w| w as u32);
+        self.block = stream.block(index as u32);
     }
 
     fn word(&mut self) -> u32 {

@@ -22,6 +22,7 @@
 //! - [`HostRng`]: rand's traits, for shuffles, splits and times.
 
 mod host;
+mod lanes;
 pub mod normal;
 pub(crate) mod philox;
 
@@ -84,7 +85,12 @@ pub fn image_keys(seed: u64, image: u64) -> [u32; 4] {
 
 /// Philox words of elements `first ..` of (keys, purpose, draw).
 pub fn words(keys: [u32; 4], purpose: Purpose, draw: u32, first: u64, out: &mut [u32]) {
-    philox::fill_words(Isa::detect(), Stream::new(keys, purpose, draw), first, out);
+    fill_words(Stream::new(keys, purpose, draw), first, out);
+}
+
+fn fill_words(stream: Stream, first: u64, out: &mut [u32]) {
+    let isa = Isa::detect();
+    philox::from_edge(first, out, |index, out| philox::fill(isa, stream, index, out));
 }
 
 /// Uniforms in (0, 1), 23 bits, of elements `first ..`.
@@ -94,7 +100,7 @@ pub fn fill_uniform(keys: [u32; 4], purpose: Purpose, draw: u32, first: u64, out
     let mut w = [0; CHUNK];
     for (i, out) in out.chunks_mut(CHUNK).enumerate() {
         let w = &mut w[..out.len()];
-        philox::fill_words(Isa::detect(), stream, first + (i * CHUNK) as u64, w);
+        fill_words(stream, first + (i * CHUNK) as u64, w);
         for (u, &w) in out.iter_mut().zip(&*w) {
             *u = ((w >> 9) as f32 + 0.5) * (1.0 / (1 << 23) as f32);
         }
@@ -108,7 +114,7 @@ pub fn fill_uniform_f64(keys: [u32; 4], purpose: Purpose, draw: u32, first: u64,
     let mut w = [0; 2 * CHUNK];
     for (i, out) in out.chunks_mut(CHUNK).enumerate() {
         let w = &mut w[..2 * out.len()];
-        philox::fill_words(Isa::detect(), stream, 2 * (first + (i * CHUNK) as u64), w);
+        fill_words(stream, 2 * (first + (i * CHUNK) as u64), w);
         for (u, w) in out.iter_mut().zip(w.chunks_exact(2)) {
             *u = uniform_f64(w[0], w[1]);
         }
@@ -118,7 +124,7 @@ pub fn fill_uniform_f64(keys: [u32; 4], purpose: Purpose, draw: u32, first: u64,
 /// One uniform in (0, 1), 52 bits: element 0 of [`fill_uniform_f64`].
 pub fn uniform(keys: [u32; 4], purpose: Purpose, draw: u32) -> f64 {
     let [low, high, ..] = Stream::new(keys, purpose, draw).block(0);
-    uniform_f64(low as u32, high as u32)
+    uniform_f64(low, high)
 }
 
 /// `((low + 2^32 high >> 12) + 1/2) 2^-52`.

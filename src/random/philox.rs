@@ -3,30 +3,24 @@
 #![allow(unsafe_code)] // Compiled once for each instruction set.
 
 use super::Purpose;
-use crate::backend::cpu::isa::{Isa, multiversion};
+use super::lanes::Blocks;
+#[cfg(target_arch = "x86_64")]
+use super::lanes::x86::{Avx2, Avx512};
+use crate::backend::cpu::isa::Isa;
 
-const MULTIPLIER: [u64; 2] = [0xD251_1F53, 0xCD9E_8D57];
+const MULTIPLIER: [u32; 2] = [0xD251_1F53, 0xCD9E_8D57];
 const WEYL: [u32; 2] = [0x9E37_79B9, 0xBB67_AE85];
 const ROUNDS: usize = 10;
-const LOW: u64 = 0xFFFF_FFFF;
 
 /// One block: four words of a counter under a key.
-#[inline(always)]
 pub fn philox4x32(counter: [u32; 4], key: [u32; 2]) -> [u32; 4] {
-    block(counter.map(u64::from), key).map(|c| c as u32)
-}
-
-/// The block with its words in the low halves of 64-bit lanes. The high halves
-/// carry rubbish on purpose: a 32 x 32 -> 64 bit vector product ignores them, so
-/// that a round of a whole vector is two products, two shifts and two xors.
-#[inline(always)]
-pub(super) fn block(counter: [u64; 4], key: [u32; 2]) -> [u64; 4] {
     let [mut a, mut b, mut c, mut d] = counter;
     let [mut k0, mut k1] = key;
     for _ in 0..ROUNDS {
-        let p0 = (a & LOW) * MULTIPLIER[0];
-        let p1 = (c & LOW) * MULTIPLIER[1];
-        (a, b, c, d) = ((p1 >> 32) ^ b ^ k0 as u64, p1, (p0 >> 32) ^ d ^ k1 as u64, p0);
+        let p0 = u64::from(a) * u64::from(MULTIPLIER[0]);
+        let p1 = u64::from(c) * u64::from(MULTIPLIER[1]);
+        (a, c) = ((p1 >> 32) as u32 ^ b ^ k0, (p0 >> 32) as u32 ^ d ^ k1);
+        (b, d) = (p1 as u32, p0 as u32);
         k0 = k0.wrapping_add(WEYL[0]);
         k1 = k1.wrapping_add(WEYL[1]);
     }
@@ -52,11 +46,66 @@ impl Stream {
         }
     }
 
-    /// The words of block `index`, in the low halves.
+    /// The words of block `index`.
+    pub(super) fn block(&self, index: u32) -> [u32; 4] {
+        let [draw, image, purpose] = self.rest;
+        philox4x32([index, draw, image, purpose], self.key)
+    }
+
+    /// The words of as many blocks as the vectors hold: words 0 and 2, words 1
+    /// and 3, as [`Blocks::pack`] puts them. Each word is in the low half of a
+    /// 64-bit lane whose high half is rubbish that products ignore, so that a
+    /// round is two products, two shifts and two threefold xors.
     #[inline(always)]
-    pub(super) fn block(&self, index: u32) -> [u64; 4] {
-        let [draw, image, purpose] = self.rest.map(u64::from);
-        block([index as u64, draw, image, purpose], self.key)
+    pub(super) fn blocks<V: Blocks>(&self, index: u32) -> (V::U, V::U) {
+        let [draw, image, purpose] = self.rest;
+        let (mut a, mut b) = (V::block_numbers(index), V::word64(draw));
+        let (mut c, mut d) = (V::word64(image), V::word64(purpose));
+        let [mut k0, mut k1] = self.key;
+        for _ in 0..ROUNDS {
+            let p0 = V::product(a, V::word64(MULTIPLIER[0]));
+            let p1 = V::product(c, V::word64(MULTIPLIER[1]));
+            a = V::xor(V::xor(V::high(p1), b), V::word64(k0));
+            c = V::xor(V::xor(V::high(p0), d), V::word64(k1));
+            (b, d) = (p1, p0);
+            k0 = k0.wrapping_add(WEYL[0]);
+            k1 = k1.wrapping_add(WEYL[1]);
+        }
+        (V::pack(a, c), V::pack(b, d))
+    }
+}
+
+/// What is made of words. A trait and not a closure, which would not be compiled
+/// with its caller's instructions.
+pub(super) trait Transform {
+    /// Of words 0 and 2, and words 1 and 3, of some blocks.
+    fn apply<V: Blocks>(even: V::U, odd: V::U) -> (V::U, V::U);
+}
+
+/// The words as they are.
+struct Words;
+
+impl Transform for Words {
+    #[inline(always)]
+    fn apply<V: Blocks>(even: V::U, odd: V::U) -> (V::U, V::U) {
+        (even, odd)
+    }
+}
+
+/// Fills `out` from block `index` on; the last vectors go through a buffer.
+#[inline(always)]
+pub(super) fn fill_blocks<V: Blocks, T: Transform>(stream: Stream, index: u32, out: &mut [u32]) {
+    let len = 2 * V::LEN;
+    for (i, out) in out.chunks_mut(len).enumerate() {
+        let (even, odd) = stream.blocks::<V>(index.wrapping_add((i * len / 4) as u32));
+        let (even, odd) = T::apply::<V>(even, odd);
+        if out.len() == len {
+            V::store(even, odd, out);
+        } else {
+            let mut buffer = [0; 32];
+            V::store(even, odd, &mut buffer[..len]);
+            out.copy_from_slice(&buffer[..out.len()]);
+        }
     }
 }
 
@@ -68,35 +117,47 @@ pub(super) fn first_block(first: u64, len: usize) -> u32 {
     (first / 4) as u32
 }
 
-/// Blocks `index ..`, to be compiled with the caller's instructions.
-#[inline(always)]
-pub(crate) fn blocks(stream: Stream, index: u32, out: &mut [[u32; 4]]) {
-    for (i, out) in out.iter_mut().enumerate() {
-        *out = stream.block(index.wrapping_add(i as u32)).map(|w| w as u32);
-    }
-}
-
-multiversion! {
-    fn fill_blocks(isa: Isa, stream: Stream, index: u32, out: &mut [[u32; 4]]) {
-        blocks(stream, index, out);
-    }
-}
-
-/// Words of elements `first ..`.
-pub(super) fn fill_words(isa: Isa, stream: Stream, first: u64, out: &mut [u32]) {
-    let mut index = first_block(first, out.len());
+/// Calls `fill(block, out)` for `out`, the elements `first ..`, with a block for
+/// the start that is not on a block's edge.
+pub(super) fn from_edge<T: Copy + Default>(
+    first: u64,
+    out: &mut [T],
+    fill: impl Fn(u32, &mut [T]),
+) {
+    let index = first_block(first, out.len());
     let skip = (first % 4) as usize;
-    let head = if skip == 0 { 0 } else { (4 - skip).min(out.len()) };
-    let (head, body) = out.split_at_mut(head);
-    if !head.is_empty() {
-        let w = stream.block(index).map(|w| w as u32);
-        head.copy_from_slice(&w[skip..skip + head.len()]);
-        index = index.wrapping_add(1);
+    if skip == 0 {
+        return fill(index, out);
     }
-    let (blocks, tail) = body.as_chunks_mut::<4>();
-    fill_blocks(isa, stream, index, blocks);
-    if !tail.is_empty() {
-        let w = stream.block(index.wrapping_add(blocks.len() as u32)).map(|w| w as u32);
-        tail.copy_from_slice(&w[..tail.len()]);
+    let (head, body) = out.split_at_mut((4 - skip).min(out.len()));
+    let mut block = [T::default(); 4];
+    fill(index, &mut block);
+    head.copy_from_slice(&block[skip..skip + head.len()]);
+    fill(index.wrapping_add(1), body);
+}
+
+/// Words of blocks `index ..`, the last of which may be cut.
+pub(crate) fn fill(isa: Isa, stream: Stream, index: u32, out: &mut [u32]) {
+    #[cfg(target_arch = "x86_64")]
+    {
+        #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx2,fma")]
+        fn avx512(stream: Stream, index: u32, out: &mut [u32]) {
+            fill_blocks::<Avx512, Words>(stream, index, out);
+        }
+        #[target_feature(enable = "avx2,fma")]
+        fn avx2(stream: Stream, index: u32, out: &mut [u32]) {
+            fill_blocks::<Avx2, Words>(stream, index, out);
+        }
+        assert!(isa <= Isa::detect());
+        match isa {
+            // SAFETY: the assertion says that the machine has these instructions.
+            Isa::Avx512 => return unsafe { avx512(stream, index, out) },
+            // SAFETY: as above.
+            Isa::Avx2 => return unsafe { avx2(stream, index, out) },
+            Isa::Portable => {}
+        }
+    }
+    for (i, out) in out.chunks_mut(4).enumerate() {
+        out.copy_from_slice(&stream.block(index.wrapping_add(i as u32))[..out.len()]);
     }
 }

@@ -19,7 +19,7 @@ fn mask(n: usize, len: usize, p: f32) -> Vec<bool> {
 
 #[test]
 fn dropout_keeps_the_elements_whose_word_is_large_in_both_passes() {
-    for (n, len, p) in [(1, 1, 0.5), (3, 7, 0.1), (2, 513, 0.5), (2, 8195, 0.25), (2, 64, 0.0)] {
+    for (n, len, p) in [(1, 1, 0.5), (3, 7, 0.1), (2, 1025, 0.5), (2, 8195, 0.25), (2, 64, 0.0)] {
         let inputs = [Input::image(&[n, len]), Input::words(&[n, 4], &keys(n))];
         let kept = mask(n, len, p);
         Case::new(&inputs, |plan, t| plan.dropout(t[0], t[1], p, LAYER).unwrap()).check(

@@ -86,7 +86,7 @@ impl Problem {
 }
 
 /// (images, elements): one, odd, one chunk of normals more or less, two tasks.
-const SIZES: [(usize, usize); 6] = [(1, 1), (3, 35), (2, 511), (2, 512), (2, 513), (2, 8200)];
+const SIZES: [(usize, usize); 6] = [(1, 1), (3, 35), (2, 1023), (2, 1024), (2, 1025), (2, 8200)];
 
 #[test]
 fn loss_matches_f64_with_and_without_noise() {

@@ -21,9 +21,9 @@ pub fn noise(n: usize, len: usize) -> Vec<f32> {
 
 #[test]
 fn noising_is_signal_times_data_plus_std_times_the_normals_of_the_keys() {
-    // One chunk of normals is 512 and one task 8192 elements.
+    // One chunk of normals is 1024 and one task 8192 elements.
     for (n, shape) in
-        [(1, [1, 1, 1]), (3, [5, 7, 1]), (2, [16, 16, 2]), (2, [9, 19, 3]), (2, [83, 33, 3])]
+        [(1, [1, 1, 1]), (3, [5, 7, 1]), (2, [16, 32, 2]), (2, [11, 31, 3]), (2, [83, 33, 3])]
     {
         let len = shape.iter().product();
         let [h, w, c] = shape;

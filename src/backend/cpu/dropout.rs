@@ -9,49 +9,40 @@ use crate::plan::Mode;
 use crate::random::{Purpose, Stream, normal::CHUNK as WORDS, philox};
 
 /// Elements of one task.
-const CHUNK: usize = 16 * WORDS;
+const CHUNK: usize = 8 * WORDS;
 
 /// `y = x / (1 - p)` where kept, else 0.
 pub fn dropout(pool: &Pool, op: &Dropout, x: &[f32], keys: &[u32], y: Output) {
     let (isa, (y, mode)) = (Isa::detect(), y);
+    let (threshold, scale) = (op.threshold(), op.scale());
     for_image_chunks(pool, op.n, op.len, CHUNK, y, |image, from, y| {
-        let key = keys[4 * image..4 * image + 4].try_into().expect("four words a key");
-        let stream = Stream::new(key, Purpose::Dropout, op.layer);
-        let start = image * op.len + from;
-        let x = &x[start..start + y.len()];
-        dropout_chunk(isa, stream, from, op.threshold(), op.scale(), x, y, mode);
+        let keys = keys[4 * image..4 * image + 4].try_into().expect("four words a key");
+        let stream = Stream::new(keys, Purpose::Dropout, op.layer);
+        let x = &x[image * op.len + from..][..y.len()];
+        let mut words = [0; WORDS];
+        for (i, (x, y)) in x.chunks(WORDS).zip(y.chunks_mut(WORDS)).enumerate() {
+            let words = &mut words[..x.len()];
+            philox::fill(isa, stream, ((from + i * WORDS) / 4) as u32, words);
+            mask(isa, threshold, scale, words, x, y, mode);
+        }
     });
 }
 
 #[inline(always)]
-fn dropout_as<const ADD: bool>(
-    stream: Stream,
-    from: usize,
-    threshold: u32,
-    scale: f32,
-    x: &[f32],
-    y: &mut [f32],
-) {
-    let mut words = [[0u32; 4]; WORDS / 4];
-    for (i, (x, y)) in x.chunks(WORDS).zip(y.chunks_mut(WORDS)).enumerate() {
-        let index = (from + i * WORDS) / 4;
-        let words = &mut words[..x.len().div_ceil(4)];
-        philox::blocks(stream, index as u32, words);
-        for ((y, &x), &word) in y.iter_mut().zip(x).zip(words.as_flattened()) {
-            let factor = if word >= threshold { scale } else { 0.0 };
-            store::<ADD>(y, x * factor);
-        }
+fn mask_as<const ADD: bool>(threshold: u32, scale: f32, words: &[u32], x: &[f32], y: &mut [f32]) {
+    for ((y, &x), &word) in y.iter_mut().zip(x).zip(words) {
+        let factor = if word >= threshold { scale } else { 0.0 };
+        store::<ADD>(y, x * factor);
     }
 }
 
 multiversion! {
-    fn dropout_chunk(
-        isa: Isa, stream: Stream, from: usize, threshold: u32, scale: f32, x: &[f32],
-        y: &mut [f32], mode: Mode,
+    fn mask(
+        isa: Isa, threshold: u32, scale: f32, words: &[u32], x: &[f32], y: &mut [f32], mode: Mode,
     ) {
         match mode {
-            Mode::Write => dropout_as::<false>(stream, from, threshold, scale, x, y),
-            Mode::Add => dropout_as::<true>(stream, from, threshold, scale, x, y),
+            Mode::Write => mask_as::<false>(threshold, scale, words, x, y),
+            Mode::Add => mask_as::<true>(threshold, scale, words, x, y),
         }
     }
 }

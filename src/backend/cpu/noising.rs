@@ -10,7 +10,7 @@ use crate::plan::Mode;
 use crate::random::{Purpose, Stream, normal};
 
 /// Elements of one task: a whole number of [`normal::CHUNK`].
-pub(super) const CHUNK: usize = 16 * normal::CHUNK;
+pub(super) const CHUNK: usize = 8 * normal::CHUNK;
 
 /// The stream of a training example's eps.
 pub(super) fn noise_stream(keys: &[u32], image: usize) -> Stream {
@@ -36,43 +36,29 @@ pub fn noising(
     let (isa, (x_t, mode)) = (Isa::detect(), x_t);
     for_image_chunks(pool, op.n, op.len, CHUNK, x_t, |image, from, x_t| {
         let c = row(coefficients, image);
-        let start = image * op.len + from;
-        noising_chunk(
-            isa,
-            noise_stream(keys, image),
-            from,
-            [c[coefficient::SIGNAL], c[coefficient::STD]],
-            &x0[start..start + x_t.len()],
-            x_t,
-            mode,
-        );
+        let factors = [c[coefficient::SIGNAL], c[coefficient::STD]];
+        let x0 = &x0[image * op.len + from..][..x_t.len()];
+        normal::for_chunks(isa, noise_stream(keys, image), from, x_t.len(), |at, eps| {
+            let part = at..at + eps.len();
+            combine(isa, factors, &x0[part.clone()], eps, &mut x_t[part], mode);
+        });
     });
 }
 
 #[inline(always)]
-fn noising_as<const ADD: bool>(
-    stream: Stream,
-    from: usize,
-    [signal, std]: [f32; 2],
-    x0: &[f32],
-    x_t: &mut [f32],
-) {
-    normal::for_chunks(stream, from, x_t.len(), |at, eps| {
-        let x0 = &x0[at..at + eps.len()];
-        for ((x_t, &x0), &eps) in x_t[at..at + eps.len()].iter_mut().zip(x0).zip(eps) {
-            store::<ADD>(x_t, std.mul_add(eps, signal * x0));
-        }
-    });
+fn combine_as<const ADD: bool>([signal, std]: [f32; 2], x0: &[f32], eps: &[f32], x_t: &mut [f32]) {
+    for ((x_t, &x0), &eps) in x_t.iter_mut().zip(x0).zip(eps) {
+        store::<ADD>(x_t, std.mul_add(eps, signal * x0));
+    }
 }
 
 multiversion! {
-    fn noising_chunk(
-        isa: Isa, stream: Stream, from: usize, factors: [f32; 2], x0: &[f32], x_t: &mut [f32],
-        mode: Mode,
+    fn combine(
+        isa: Isa, factors: [f32; 2], x0: &[f32], eps: &[f32], x_t: &mut [f32], mode: Mode,
     ) {
         match mode {
-            Mode::Write => noising_as::<false>(stream, from, factors, x0, x_t),
-            Mode::Add => noising_as::<true>(stream, from, factors, x0, x_t),
+            Mode::Write => combine_as::<false>(factors, x0, eps, x_t),
+            Mode::Add => combine_as::<true>(factors, x0, eps, x_t),
         }
     }
 }
