@@ -17,10 +17,12 @@
 //! - [`checkpoint`]: diffusers directories in and out, training state, atomic
 //!   files.
 //! - [`data`]: pictures to learn from; [`picture`]: pictures to look at.
-//! - [`train`]: what a run reports of its steps, and how far it is.
+//! - [`config`]: one validated value for everything; [`train`]: the loop;
+//!   [`predict`]: the bare network.
 
 pub mod backend;
 pub mod checkpoint;
+pub mod config;
 pub mod data;
 pub mod diffusion;
 pub mod error;
@@ -28,6 +30,7 @@ pub mod model;
 pub mod ops;
 pub mod picture;
 pub mod plan;
+pub mod predict;
 pub mod random;
 pub mod train;
 
