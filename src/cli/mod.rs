@@ -1,0 +1,161 @@
+//! The command line: parse, validate, dispatch.
+
+mod info;
+mod model;
+mod output;
+mod predict;
+
+mod schedule;
+mod train;
+
+use std::path::PathBuf;
+
+use clap::{Args, Parser, Subcommand, ValueEnum};
+use langevin::backend::Backend;
+use langevin::backend::cpu::Cpu;
+use langevin::{Error, Result};
+
+/// Trains, samples and scores diffusion models: one binary, no Python.
+#[derive(Parser, Debug)]
+#[command(
+    version,
+    arg_required_else_help = true,
+    after_help = "Examples:\n  \
+        langevin train --data digits --out runs/digits\n  \
+        langevin sample runs/digits --out grid.png --count 64\n  \
+        langevin sample path/to/ddpm-cifar10-32 --out grid.png --sampler ddim --steps 50\n  \
+        langevin info runs/digits\n  \
+        langevin schedule --steps 500 --json"
+)]
+pub struct Cli {
+    #[command(flatten)]
+    global: Global,
+    #[command(subcommand)]
+    command: Command,
+}
+
+/// Flags that every command takes.
+#[derive(Args, Debug, Clone)]
+pub struct Global {
+    /// Where to compute: auto takes CUDA when a driver and a device answer, else the CPU
+    #[arg(long, global = true, default_value = "auto", value_name = "auto|cpu|cuda|cuda:N")]
+    pub device: String,
+    /// Precision of the network's arithmetic
+    #[arg(long, global = true, default_value = "f32")]
+    pub precision: Precision,
+    /// CPU threads; 0 takes one for each core. Results do not depend on it
+    #[arg(long, global = true, default_value_t = 0, value_name = "N")]
+    pub threads: usize,
+    /// Print facts as JSON
+    #[arg(long, global = true)]
+    pub json: bool,
+}
+
+/// Precision of the network's arithmetic.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+#[allow(missing_docs)]
+pub enum Precision {
+    F32,
+    Bf16,
+}
+
+/// Which of a checkpoint's weights.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum Weights {
+    /// The exponential moving average
+    Ema,
+    /// The weights as the optimizer left them
+    Raw,
+}
+
+#[derive(Subcommand, Debug)]
+enum Command {
+    /// Train a network; the run directory holds checkpoints, metrics and pictures
+    #[command(after_help = "Examples:\n  \
+        langevin train --data digits --out runs/digits\n  \
+        langevin train --data folder:photos --out runs/photos --set data.size='[32, 32]'\n  \
+        langevin train --data cifar10:cifar-10-batches-bin --out runs/cifar --config cifar10\n  \
+        langevin train --data digits --out runs/digits --resume --steps 8000\n\n\
+        SPEC is digits, idx:PATH, cifar10:DIR, folder:DIR or npz:FILE.")]
+    Train(train::TrainArgs),
+    /// Draw images from a model
+    #[command(after_help = "Examples:\n  \
+        langevin sample runs/digits --out grid.png --count 64\n  \
+        langevin sample runs/digits --out pictures/ --count 1000 --sampler ddim --steps 50\n  \
+        langevin sample runs/digits --out one.png --first 17 --count 1 --seed 3\n\n\
+        MODEL is a run directory, a checkpoint directory, or a diffusers directory.")]
+    /// Run the bare network on a tensor file
+    #[command(
+        after_help = "Reads x [n,c,h,w], t [n] and, where the network has classes, class [n];\n\
+        writes prediction [n,c,h,w]. With --gradients reads target [n,c,h,w] and writes the\n\
+        mean squared error `loss` and its gradient by every trainable weight."
+    )]
+    Predict(predict::PredictArgs),
+    /// Print a noise schedule
+    #[command(
+        after_help = "Example:\n  langevin schedule --steps 500 --set scheduler.beta_schedule=linear --json"
+    )]
+    Schedule(schedule::ScheduleArgs),
+    /// Say what a device or a model is and needs
+    Info(info::InfoArgs),
+}
+
+/// `--set key=value`, as often as needed.
+#[derive(Args, Debug, Clone)]
+pub struct Settings {
+    /// Override one configuration key, e.g. --set train.batch=16 (repeatable)
+    #[arg(long = "set", value_name = "KEY=VALUE")]
+    pub set: Vec<String>,
+}
+
+/// Where a model lies.
+#[derive(Args, Debug, Clone)]
+pub struct ModelArg {
+    /// Run directory, checkpoint directory, or diffusers directory
+    #[arg(value_name = "MODEL")]
+    pub model: PathBuf,
+}
+
+impl Cli {
+    /// Runs the command.
+    pub fn run(self) -> Result<()> {
+        if self.global.precision == Precision::Bf16 {
+            return Err(Error::Usage(
+                "--precision bf16 is not built for the CPU backend yet; use --precision f32".into(),
+            ));
+        }
+        match self.command {
+            Command::Train(args) => train::run(args, &self.global),
+            Command::Predict(args) => predict::run(args, &self.global),
+            Command::Schedule(args) => schedule::run(args, &self.global),
+            Command::Info(args) => info::run(args, &self.global),
+        }
+    }
+}
+
+impl Global {
+    /// The backend that `--device` names; says which was taken for `auto`.
+    pub fn backend(&self) -> Result<Box<dyn Backend>> {
+        match self.device.as_str() {
+            "auto" | "cpu" => {
+                let backend = Cpu::new(self.threads);
+                if self.device == "auto" && !self.json {
+                    let info = backend.info();
+                    eprintln!("device: cpu ({}); this build has no CUDA kernels", info.description);
+                }
+                Ok(Box::new(backend))
+            }
+            name if name == "cuda" || is_cuda_index(name) => Err(Error::Device {
+                device: name.into(),
+                problem: "this build has no CUDA kernels; use --device cpu".into(),
+            }),
+            other => Err(Error::Usage(format!(
+                "--device takes auto, cpu, cuda or cuda:N, not `{other}`"
+            ))),
+        }
+    }
+}
+
+fn is_cuda_index(name: &str) -> bool {
+    name.strip_prefix("cuda:").is_some_and(|n| n.parse::<usize>().is_ok())
+}

@@ -1,0 +1,76 @@
+//! A model behind a path: network, scheduler, weights.
+
+use std::path::Path;
+
+use langevin::checkpoint::diffusers::{self, ModelFiles};
+use langevin::checkpoint::weights::{Report, Weights as WeightFile};
+use langevin::diffusion::scheduler::SchedulerConfig;
+use langevin::model::{Network, UNetConfig};
+use langevin::plan::Parameters;
+use langevin::{Error, Result};
+use serde_json::Value;
+
+use super::Weights;
+
+/// An opened model; the weights are not read yet.
+pub struct Model {
+    pub files: ModelFiles,
+    pub network: Network,
+    pub parameters: Parameters,
+    pub scheduler: SchedulerConfig,
+}
+
+/// Opens MODEL; configuration overrides go over what the model says
+/// (`model.*` and `scheduler.*`).
+pub fn open(path: &Path, set: &[String]) -> Result<Model> {
+    let files = diffusers::open(path)?;
+    for (skipped, why) in &files.skipped {
+        eprintln!("passed over `{}`: {why}", skipped.display());
+    }
+    let mut value = serde_json::json!({ "model": files.network_config });
+    if let Some(scheduler) = &files.scheduler_config {
+        value["scheduler"] = scheduler.clone();
+    }
+    for assignment in set {
+        let key = assignment.split('=').next().unwrap_or("").trim();
+        if !["model.", "scheduler.", "sampler."].iter().any(|p| key.starts_with(p)) {
+            return Err(Error::Usage(format!(
+                "--set here takes keys under model., scheduler. or sampler., not `{key}`"
+            )));
+        }
+        if !key.starts_with("sampler.") {
+            langevin::config::set(&mut value, assignment)?;
+        }
+    }
+    let class = value["model"]["_class_name"].as_str().unwrap_or("UNet2DModel");
+    if class != "UNet2DModel" {
+        return Err(Error::checkpoint(
+            &files.folder,
+            format!("holds a {class}; this version reads UNet2DModel"),
+        ));
+    }
+    let config = UNetConfig::from_json(&value["model"])?;
+    let network = Network::UNet(config);
+    network.validate()?;
+    let parameters = network.parameters()?;
+    let scheduler = match value.get("scheduler") {
+        None | Some(Value::Null) => SchedulerConfig::default(),
+        Some(json) => SchedulerConfig::from_json(&json.to_string())?,
+    };
+    Ok(Model { files, network, parameters, scheduler })
+}
+
+impl Model {
+    /// Reads the weights into a new arena.
+    pub fn weights(&self, which: Weights) -> Result<(Vec<f32>, Report)> {
+        let path = match which {
+            Weights::Ema => &self.files.weights,
+            Weights::Raw => self.files.raw_weights.as_ref().ok_or_else(|| {
+                Error::checkpoint(&self.files.folder, "has no raw weights; use --weights ema")
+            })?,
+        };
+        let mut arena = vec![0f32; self.parameters.arena_len()];
+        let report = WeightFile::open(path)?.load_into(&self.parameters, &mut arena)?;
+        Ok((arena, report))
+    }
+}
