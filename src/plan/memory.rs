@@ -3,11 +3,18 @@
 //! Greedy by size: the largest tensor first, each at the lowest offset where it
 //! overlaps no tensor that is alive at the same time (Pisarchyk & Lee 2020,
 //! "Efficient Memory Management for Deep Neural Net Inference", greedy by size).
+//! Where that leaves gaps, the tensor that ended highest goes first and all is
+//! laid out again, a few times; the smallest arena counts.
+
+use std::cmp::Reverse;
 
 use super::{Plan, Role, Space, TensorId};
 
 /// Offsets are multiples of this many bytes.
 pub const ALIGNMENT: usize = 64;
+
+/// Orders that are tried when the first leaves gaps.
+const ATTEMPTS: usize = 64;
 
 /// Where each activation lies, and how large the arena is.
 #[derive(Clone, Debug)]
@@ -88,26 +95,6 @@ pub fn plan_memory(plan: &Plan) -> MemoryPlan {
     }
     let size = |i: usize| plan.tensors[i].bytes().next_multiple_of(ALIGNMENT);
     let alive = |i: usize| lifetimes[i].expect("only tensors with a lifetime are placed");
-    order.sort_by_key(|&i| (std::cmp::Reverse(size(i)), i));
-    // Placed tensors, kept sorted by offset.
-    let mut placed: Vec<usize> = Vec::new();
-    let mut activation_bytes = 0;
-    for &i in &order {
-        let mut offset = 0;
-        for &j in &placed {
-            if !alive(i).overlaps(alive(j)) {
-                continue;
-            }
-            if offset + size(i) <= offsets[j] {
-                break;
-            }
-            offset = offset.max(offsets[j] + size(j));
-        }
-        offsets[i] = offset;
-        activation_bytes = activation_bytes.max(offset + size(i));
-        let at = placed.partition_point(|&j| offsets[j] <= offset);
-        placed.insert(at, i);
-    }
     let mut change = vec![0isize; plan.nodes.len() + 3];
     for &i in &order {
         change[alive(i).first] += size(i) as isize;
@@ -122,7 +109,53 @@ pub fn plan_memory(plan: &Plan) -> MemoryPlan {
         })
         .max()
         .unwrap_or(0);
+    order.sort_by_key(|&i| (Reverse(size(i)), i));
+    let mut activation_bytes = usize::MAX;
+    for _ in 0..ATTEMPTS {
+        let (placed, bytes) = place(&order, size, alive);
+        if bytes < activation_bytes {
+            activation_bytes = bytes;
+            for (&i, &offset) in order.iter().zip(&placed) {
+                offsets[i] = offset;
+            }
+        }
+        let highest = (0..order.len()).find(|&k| placed[k] + size(order[k]) == bytes);
+        match highest {
+            Some(k) if activation_bytes > lower_bound_bytes => order[..=k].rotate_right(1),
+            _ => break,
+        }
+    }
     MemoryPlan { offsets, activation_bytes, packed_bytes, lower_bound_bytes }
+}
+
+/// Puts each tensor, in the given order, at the lowest offset where it overlaps
+/// no placed tensor that is alive at the same time. Returns the offsets in that
+/// order, and the end of the last.
+fn place(
+    order: &[usize],
+    size: impl Fn(usize) -> usize,
+    alive: impl Fn(usize) -> Lifetime,
+) -> (Vec<usize>, usize) {
+    let mut offsets = Vec::with_capacity(order.len());
+    // (offset, tensor), sorted by offset.
+    let mut placed: Vec<(usize, usize)> = Vec::with_capacity(order.len());
+    let mut end = 0;
+    for &i in order {
+        let mut offset = 0;
+        for &(at, j) in &placed {
+            if !alive(i).overlaps(alive(j)) {
+                continue;
+            }
+            if offset + size(i) <= at {
+                break;
+            }
+            offset = offset.max(at + size(j));
+        }
+        placed.insert(placed.partition_point(|&(at, _)| at <= offset), (offset, i));
+        offsets.push(offset);
+        end = end.max(offset + size(i));
+    }
+    (offsets, end)
 }
 
 /// Every pair of activations alive at the same time that share bytes. Empty for
