@@ -5,6 +5,7 @@
 //! appends the backward ops by each op's own rule, so that there is no tape at
 //! run time, and [`memory`] turns first and last uses into offsets of one arena.
 
+mod copies;
 mod derive;
 pub mod memory;
 pub mod parameters;
@@ -147,7 +148,11 @@ impl Node {
     }
     /// The tensor written at position `i`, if it is not skipped.
     pub fn output(&self, i: usize) -> Option<TensorId> {
-        self.outputs.get(i).copied().flatten().map(|w| w.tensor)
+        self.output_write(i).map(|w| w.tensor)
+    }
+    /// The tensor written at position `i` and how, if it is not skipped.
+    pub fn output_write(&self, i: usize) -> Option<Write> {
+        self.outputs.get(i).copied().flatten()
     }
 }
 

@@ -22,7 +22,7 @@ use crate::plan::{Mode, Node, Plan, Role, Space, TensorId, Write};
 
 /// Lowers a plan for the CPU.
 pub fn lower(mut plan: Plan) -> Program {
-    alias_copies(&mut plan);
+    plan.drop_copies();
     fuse_epilogues(&mut plan);
     let prologue = pack_weights(&mut plan);
     add_workspace(&mut plan);
@@ -51,52 +51,6 @@ fn uses(plan: &Plan, tensor: TensorId) -> Uses {
 fn is_transient(plan: &Plan, tensor: TensorId) -> bool {
     let t = plan.tensor(tensor);
     t.space == Space::Activations && t.role == Role::Transient
-}
-
-/// Replaces `copy` by `original` from the node that copies on, and drops that node.
-fn alias_copies(plan: &mut Plan) {
-    let mut i = 0;
-    while i < plan.nodes.len() {
-        if let Some((original, copy)) = removable_copy(plan, i) {
-            plan.nodes.remove(i);
-            for node in &mut plan.nodes[i..] {
-                for input in node.inputs.iter_mut().flatten().filter(|t| **t == copy) {
-                    *input = original;
-                }
-                for output in node.outputs.iter_mut().flatten().filter(|w| w.tensor == copy) {
-                    output.tensor = original;
-                }
-            }
-        } else {
-            i += 1;
-        }
-    }
-}
-
-/// Original and copy, when node `i` copies and both can share their bytes.
-fn removable_copy(plan: &Plan, i: usize) -> Option<(TensorId, TensorId)> {
-    let node = &plan.nodes[i];
-    let Op::Scale(op) = &node.op else { return None };
-    let (original, write) = (node.input(0), node.outputs[0]?);
-    let copy = write.tensor;
-    if op.scale != 1.0 || op.offset != 0.0 || write.mode != Mode::Write {
-        return None;
-    }
-    if plan.tensor(original).space != Space::Activations || !is_transient(plan, copy) {
-        return None;
-    }
-    let (of_original, of_copy) = (uses(plan, original), uses(plan, copy));
-    if of_original.writes.iter().any(|&w| w > i) || of_copy.writes.first() != Some(&i) {
-        return None;
-    }
-    // Who adds to the copy changes the original: nobody may read that any more.
-    let shareable = match of_copy.writes.get(1) {
-        None => true,
-        Some(&changed) => {
-            is_transient(plan, original) && of_original.reads.iter().all(|&r| r < changed)
-        }
-    };
-    shareable.then_some((original, copy))
 }
 
 /// Moves additions into the convolution or linear layer before them.
