@@ -234,7 +234,7 @@ impl Groups {
         Err(match source {
             Source::Key(key) => {
                 let divisors: Vec<String> = (1..=channels.min(64))
-                    .filter(|g| channels % g == 0)
+                    .filter(|&g| channels.is_multiple_of(g))
                     .map(|g| g.to_string())
                     .collect();
                 Error::config(
