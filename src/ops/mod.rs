@@ -19,6 +19,7 @@ pub mod optimizer;
 pub mod pack;
 pub mod pointwise;
 pub mod resample;
+pub mod sampler_step;
 
 use crate::error::Result;
 use crate::plan::{Deriver, Node};
@@ -58,6 +59,8 @@ pub enum Op {
     Noising(noising::Noising),
     Loss(loss::Loss),
     LossBackward(loss::Loss),
+    SamplerQuantile(sampler_step::SamplerQuantile),
+    SamplerStep(sampler_step::SamplerStep),
     GlobalNorm(optimizer::GlobalNorm),
     AdamW(optimizer::AdamW),
     PackWeight(pack::PackWeight),
@@ -97,6 +100,8 @@ impl Op {
             Op::Noising(_) => "noising",
             Op::Loss(_) => "loss_forward",
             Op::LossBackward(_) => "loss_backward",
+            Op::SamplerQuantile(_) => "sampler_quantile",
+            Op::SamplerStep(_) => "sampler_step",
             Op::GlobalNorm(_) => "global_norm",
             Op::AdamW(_) => "adamw",
             Op::PackWeight(_) => "pack_weight",
@@ -111,7 +116,8 @@ impl Op {
             Op::Dropout(_) => i == 0,
             Op::Loss(_) => i == 0,
             Op::ScaleRows(_) => i == 0,
-            Op::Noising(_) | Op::GlobalNorm(_) | Op::AdamW(_) => false,
+            Op::Noising(_) | Op::SamplerQuantile(_) | Op::SamplerStep(_) => false,
+            Op::GlobalNorm(_) | Op::AdamW(_) => false,
             _ => true,
         }
     }
@@ -148,6 +154,8 @@ impl Op {
             | Op::DropoutBackward(_)
             | Op::Noising(_)
             | Op::LossBackward(_)
+            | Op::SamplerQuantile(_)
+            | Op::SamplerStep(_)
             | Op::GlobalNorm(_)
             | Op::AdamW(_)
             | Op::PackWeight(_) => {

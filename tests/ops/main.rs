@@ -15,3 +15,4 @@ mod norm;
 mod optimizer;
 mod pointwise;
 mod resample;
+mod sampler_step;

@@ -97,6 +97,14 @@ impl<'a> Arguments<'a> {
         self.output(i).expect("required output of an op").0
     }
 
+    /// u32 output at position `i`, overwritten, which the op requires.
+    pub fn written_u32(&mut self, i: usize) -> &'a mut [u32] {
+        let write = self.node.outputs[i].expect("required output of an op");
+        let (p, len) = self.address(write.tensor, DType::U32);
+        // SAFETY: as in `output`.
+        unsafe { std::slice::from_raw_parts_mut(p.cast(), len) }
+    }
+
     /// The node's scratch memory, empty when it asked for none.
     pub fn workspace(&mut self) -> &'a mut [f32] {
         let Some(id) = self.node.workspace else { return &mut [] };

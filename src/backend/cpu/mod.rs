@@ -22,6 +22,7 @@ pub mod optimizer;
 pub mod pointwise;
 pub mod pool;
 pub mod resample;
+pub mod sampler_step;
 mod tile;
 
 pub use arguments::Arguments;
@@ -196,6 +197,8 @@ fn execute(pool: &Pool, node: &Node, a: &mut Arguments) -> Result<()> {
         Op::LookupBackward(op) => {
             embedding::lookup_backward(pool, op, a.input_u32(0), a.input(1), a.required(0))?;
         }
+        Op::SamplerQuantile(op) => sampler_step::execute_quantile(pool, op, a),
+        Op::SamplerStep(op) => sampler_step::execute_step(pool, op, a),
     }
     Ok(())
 }
