@@ -5,6 +5,7 @@
 //! ```text
 //! scheduler (diffusers' configuration) -> schedule (table of pairs)
 //!     -> loss    (rows of coefficients for training)
+//!     -> sampler (program of stages -> rows of coefficients -> ops::sampler_step)
 //! ```
 //!
 //! - [`process`]: the pair, the posterior between any two times.
@@ -12,9 +13,11 @@
 //! - [`denoiser`]: what a network predicts, and limits on x_0.
 //! - [`loss`]: training targets, weights and times.
 //! - [`scheduler`]: diffusers' `scheduler_config.json`.
+//! - [`sampler`]: samplers as programs, and the loop that runs them.
 
 pub mod denoiser;
 pub mod loss;
 pub mod process;
+pub mod sampler;
 pub mod schedule;
 pub mod scheduler;

@@ -1,4 +1,6 @@
 //! The mathematics of diffusion, against closed forms and against diffusers.
 
+mod gaussian;
 mod golden;
 mod schedule;
+mod trajectory;

@@ -1,0 +1,233 @@
+//! Programs run step by step on an engine: against diffusers, and against
+//! themselves in other batches.
+
+use langevin::Result;
+use langevin::backend::cpu::Cpu;
+use langevin::backend::{Engine, WeightSet};
+use langevin::diffusion::sampler::run::{
+    NetworkInputs, Request, Samples, Sampling, Settings, step_plan,
+};
+use langevin::diffusion::sampler::{Kind, Options, Previous, Program};
+use langevin::diffusion::scheduler::{SchedulerConfig, Spacing};
+use langevin::ops::pointwise::Activation;
+use langevin::plan::{DType, Plan, TensorId};
+use safetensors::SafeTensors;
+
+use crate::golden;
+
+/// `network` of tests/golden/schedulers.py: 0.0008 t x + 0.3 silu(x) - 0.1.
+fn toy(plan: &mut Plan, inputs: NetworkInputs) -> Result<TensorId> {
+    let timed = plan.scale_rows(inputs.x, inputs.label, 0, false)?;
+    let timed = plan.scale(timed, 0.0008, -0.1);
+    let bent = plan.activate(inputs.x, Activation::Silu);
+    let bent = plan.scale(bent, 0.3, 0.0);
+    plan.add(timed, bent, 1.0)
+}
+
+fn settings(batch: usize, shape: &[usize]) -> Settings {
+    Settings {
+        batch,
+        shape: shape.to_vec(),
+        label: DType::F32,
+        class: None,
+        guidance: 1.0,
+        given_noise: false,
+    }
+}
+
+fn sample_with(
+    program: &Program,
+    settings: &Settings,
+    request: &Request,
+    network: impl FnOnce(&mut Plan, NetworkInputs) -> Result<TensorId>,
+) -> Result<Samples> {
+    let mut engine = Engine::new(Box::new(Cpu::new(2)), 0, false)?;
+    let plan = step_plan(program, settings, network)?;
+    let lowered = engine.lower(plan)?;
+    let loaded = engine.load(lowered, WeightSet::Raw)?;
+    engine.refresh(&loaded)?;
+    let sampling = Sampling { program, settings, loaded: &loaded };
+    sampling.run(&mut engine, request, &mut |_, _| Ok(()))
+}
+
+/// `[images, c, h, w]` to `[images, h, w, c]`.
+fn channels_last(values: &[f64], [c, h, w]: [usize; 3]) -> Vec<f32> {
+    let image = |from: &[f64]| {
+        let mut to = vec![0f32; c * h * w];
+        for (e, &v) in from.iter().enumerate() {
+            to[e % (h * w) * c + e / (h * w)] = v as f32;
+        }
+        to
+    };
+    values.chunks_exact(c * h * w).flat_map(image).collect()
+}
+
+#[test]
+fn trajectories_equal_diffusers_for_the_same_noise() {
+    let json: serde_json::Value = serde_json::from_slice(&golden::read("schedulers.json")).unwrap();
+    let bytes = golden::read("schedulers.safetensors");
+    let tensors = SafeTensors::deserialize(&bytes).unwrap();
+    let shape = tensors.tensor("noise").unwrap().shape().to_vec();
+    let (count, axes) = (shape[1], [shape[2], shape[3], shape[4]]);
+    let noise = channels_last(&golden::values(&tensors, "noise"), axes);
+    let (start, z) = noise.split_at(count * axes.iter().product::<usize>());
+    let settings = Settings { given_noise: true, ..settings(count, &[axes[1], axes[2], axes[0]]) };
+    for (i, case) in json["cases"].as_array().unwrap().iter().enumerate() {
+        let config = SchedulerConfig::from_json(&case["config"].to_string()).unwrap();
+        let arguments = &case["arguments"];
+        let options = Options {
+            steps: Some(case["steps"].as_u64().unwrap() as usize),
+            eta: arguments["eta"].as_f64().unwrap_or(0.0),
+            clipped_eps: arguments["use_clipped_model_output"].as_bool().unwrap_or(false),
+            previous: Previous::Ratio,
+        };
+        let kind = Kind::from_config(&config).unwrap();
+        let program = Program::new(kind, &config, &options).unwrap();
+        let request = Request {
+            count,
+            start: Some(start),
+            noise: Some(z),
+            trajectory: Some(1),
+            ..Request::default()
+        };
+        let samples = sample_with(&program, &settings, &request, toy).unwrap();
+        let expected = channels_last(&golden::values(&tensors, &format!("case.{i}")), axes);
+        let frames = &samples.trajectory[1..];
+        assert_eq!(frames.len(), program.updates());
+        for (frame, expected) in frames.iter().zip(expected.chunks_exact(start.len())) {
+            // Where diffusers adds noise in reaching the data, this does not.
+            if frame.updates == frames.len() && !program.notes.is_empty() && kind == Kind::Ddpm {
+                continue;
+            }
+            let scale = expected.iter().fold(0f32, |m, v| m.max(v.abs()));
+            for (found, expected) in frame.images.iter().zip(expected) {
+                let off = (found - expected).abs() / scale;
+                assert!(off < 1e-5, "case {i} {case} update {}: {off:e}", frame.updates);
+            }
+        }
+        assert_eq!(samples.images, frames.last().unwrap().images);
+    }
+}
+
+/// huggingface/diffusers#11347.
+#[test]
+fn ddim_steps_lead_where_the_next_one_starts_also_on_linspace() {
+    let config =
+        SchedulerConfig { timestep_spacing: Spacing::Linspace, ..SchedulerConfig::default() };
+    let program = |previous| {
+        let options = Options { steps: Some(9), previous, ..Options::default() };
+        Program::new(Kind::Ddim, &config, &options).unwrap()
+    };
+    let (grid, ratio) = (program(Previous::Grid), program(Previous::Ratio));
+    // Without noise the signal a step leads to is its factor of x_0.
+    let misses = |program: &Program| {
+        let pairs = program.stages.windows(2);
+        pairs.filter(|w| w[0].outputs[0].unwrap().x0 != w[1].pair.signal()).count()
+    };
+    assert_eq!((misses(&grid), misses(&ratio)), (0, 8));
+    assert_eq!((grid.notes.len(), ratio.notes.len()), (1, 0));
+    let leading = Program::new(Kind::Ddim, &SchedulerConfig::default(), &Options::default());
+    assert!(leading.unwrap().notes.is_empty());
+}
+
+fn short_program(kind: Kind) -> Program {
+    let config = SchedulerConfig { num_train_timesteps: 8, ..SchedulerConfig::default() };
+    Program::new(kind, &config, &Options { steps: Some(4), eta: 1.0, ..Options::default() })
+        .unwrap()
+}
+
+#[test]
+fn an_image_has_the_same_bits_alone_and_in_any_batch() {
+    const SHAPE: [usize; 3] = [5, 3, 3];
+    const LEN: usize = 45;
+    for kind in Kind::ALL {
+        let program = short_program(kind);
+        let draw = |batch, first, count| {
+            let request = Request { seed: 3, first, count, ..Request::default() };
+            sample_with(&program, &settings(batch, &SHAPE), &request, toy).unwrap().images
+        };
+        let alone = draw(1, 17, 1);
+        assert_eq!(draw(7, 0, 19)[17 * LEN..18 * LEN], alone, "padded batches from 0");
+        assert_eq!(draw(4, 16, 3)[LEN..2 * LEN], alone, "one padded batch from 16");
+        assert_ne!(draw(1, 18, 1), alone);
+    }
+}
+
+#[test]
+fn noise_of_the_seed_handed_in_draws_the_same_images() {
+    use langevin::random::{Purpose, fill_normal, image_keys};
+    const SHAPE: [usize; 3] = [4, 4, 1];
+    let program = short_program(Kind::Ddpm);
+    let (seed, first, count, len) = (9, 5, 3, 16);
+    let normals = |purpose, draw| -> Vec<f32> {
+        let mut all = vec![0f32; count * len];
+        for (i, image) in all.chunks_exact_mut(len).enumerate() {
+            fill_normal(image_keys(seed, first + i as u64), purpose, draw, 0, image);
+        }
+        all
+    };
+    let start = normals(Purpose::SampleStart, 0);
+    let z: Vec<f32> = (0..3).flat_map(|draw| normals(Purpose::SampleStep, draw)).collect();
+    let request = Request { seed, first, count, ..Request::default() };
+    let drawn = sample_with(&program, &settings(2, &SHAPE), &request, toy).unwrap();
+    let given = Request { start: Some(&start), noise: Some(&z), ..request };
+    let with_noise = Settings { given_noise: true, ..settings(2, &SHAPE) };
+    let handed = sample_with(&program, &with_noise, &Request { seed: 1, ..given }, toy).unwrap();
+    assert_eq!(drawn.images, handed.images);
+    assert_eq!(drawn.evaluations, 12);
+
+    let few = Request { noise: Some(&z[..2 * count * len]), ..given };
+    let error = sample_with(&program, &with_noise, &few, toy).unwrap_err().to_string();
+    assert!(error.contains("at least 3 rows"), "{error}");
+    let short = Request { start: Some(&start[1..]), ..given };
+    let error = sample_with(&program, &with_noise, &short, toy).unwrap_err().to_string();
+    assert!(error.contains("x_T"), "{error}");
+}
+
+#[test]
+fn trajectories_hold_the_start_every_kth_update_and_the_end() {
+    let program = short_program(Kind::Ddim);
+    let request = Request { count: 3, trajectory: Some(3), ..Request::default() };
+    let samples = sample_with(&program, &settings(2, &[2, 2, 1]), &request, toy).unwrap();
+    let updates: Vec<usize> = samples.trajectory.iter().map(|f| f.updates).collect();
+    assert_eq!(updates, [0, 3, 4]);
+    assert_eq!(samples.trajectory[2].images, samples.images);
+    let all = Request { trajectory: Some(1), ..request };
+    let all = sample_with(&program, &settings(2, &[2, 2, 1]), &all, toy).unwrap();
+    assert_eq!(all.trajectory[3], samples.trajectory[1]);
+}
+
+/// A network that answers class * x.
+fn classy(plan: &mut Plan, inputs: NetworkInputs) -> Result<TensorId> {
+    plan.scale_rows(inputs.x, inputs.class.unwrap(), 0, false)
+}
+
+#[test]
+fn guidance_weighs_the_class_against_none() {
+    let program = short_program(Kind::Ddim);
+    let draw = |guidance, class, null_class| {
+        let settings = Settings { class: Some(DType::F32), guidance, ..settings(2, &[3, 1, 2]) };
+        let classes = vec![class; 3];
+        let request = Request { count: 3, classes: &classes, null_class, ..Request::default() };
+        sample_with(&program, &settings, &request, classy).unwrap()
+    };
+    let off = draw(1.0, 2, 7);
+    assert_eq!(off.evaluations, 12);
+    // uncond + W (cond - uncond) = 4 + 0.5 (8 - 4) = 6, and 1 + 5 (2 - 1) = 6.
+    let (a, b) = (draw(0.5, 8, 4), draw(5.0, 2, 1));
+    let plain = draw(1.0, 6, 0);
+    assert_eq!(a.evaluations, 24);
+    for ((a, b), plain) in a.images.iter().zip(&b.images).zip(&plain.images) {
+        assert!((a - plain).abs() < 1e-5 && (b - plain).abs() < 1e-5, "{a} {b} {plain}");
+    }
+    assert_ne!(off.images, plain.images);
+}
+
+#[test]
+fn a_network_that_breaks_is_named_with_the_image() {
+    let program = short_program(Kind::Ddim);
+    let broken = |plan: &mut Plan, inputs: NetworkInputs| Ok(plan.scale(inputs.x, f32::NAN, 0.0));
+    let request = Request { first: 4, count: 1, ..Request::default() };
+    let error = sample_with(&program, &settings(1, &[2, 2, 1]), &request, broken).unwrap_err();
+    assert!(error.to_string().contains("image 4"), "{error}");
+}
