@@ -10,6 +10,8 @@
 
 mod cases;
 mod network;
+#[allow(dead_code)] // `--bench streams` uses the rest.
+mod streams;
 
 use std::io::{BufRead, BufReader, Write};
 use std::process::{Child, ChildStdin, ChildStdout, Command, Stdio};
@@ -90,6 +92,12 @@ fn comparisons() -> anyhow::Result<Vec<Comparison>> {
         flops: case.flops(),
         request: request(&case),
         prepare: Box::new(move |threads| case.prepare(threads)),
+    }));
+    all.extend(streams::streams().into_iter().map(|stream| Comparison {
+        name: format!("{} {}", stream.group.trim_end_matches("/cpu"), stream.shape),
+        flops: 0,
+        request: stream.request,
+        prepare: Box::new(move |threads| Ok((stream.prepare)(threads))),
     }));
     Ok(all)
 }

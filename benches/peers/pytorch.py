@@ -83,6 +83,52 @@ def unet(case):
     return "eager", step
 
 
+def normals(case):
+    x = torch.empty(case["len"])
+    return "eager", lambda: x.normal_()
+
+
+def noising(case):
+    x0 = torch.randn(case["n"], case["len"])
+    signal, std = torch.rand(case["n"], 1), torch.rand(case["n"], 1)
+    return "eager", lambda: signal * x0 + std * torch.randn_like(x0)
+
+
+def loss(case):
+    prediction, noise = torch.randn(2, case["n"], case["len"])
+    return "eager", lambda: F.mse_loss(prediction, noise)
+
+
+def loss_backward(case):
+    prediction, noise = torch.randn(2, case["n"], case["len"])
+    one = torch.tensor(1.0)
+    return "eager", lambda: torch.ops.aten.mse_loss_backward(one, prediction, noise, 1)
+
+
+def dropout(case):
+    x = torch.randn(case["n"], case["len"])
+    return "eager", lambda: F.dropout(x, 0.1, training=True)
+
+
+def global_norm(case):
+    gradients = torch.randn(case["len"])
+    return "eager", lambda: torch.linalg.vector_norm(gradients)
+
+
+def adamw(case):
+    p = torch.nn.Parameter(torch.randn(case["len"]))
+    p.grad = torch.randn(case["len"])
+    average = p.detach().clone()
+    optimizer = torch.optim.AdamW([p], lr=1e-4, fused=True)
+
+    def step():
+        optimizer.step()
+        if case["average"]:
+            torch._foreach_lerp_([average], [p.detach()], 1e-4)
+
+    return "fused", step
+
+
 def fastest(candidates):
     """The candidate with the best of three runs; diffusion code uses either layout."""
     best = None
@@ -109,8 +155,7 @@ def main():
         request = json.loads(line)
         if "case" in request:
             torch.manual_seed(0)
-            makers = {"conv2d": conv2d, "linear": linear, "unet": unet}
-            variant, run = makers[request["case"]["op"]](request["case"])
+            variant, run = globals()[request["case"]["op"]](request["case"])
             with torch.no_grad() if request["case"]["op"] != "unet" else torch.enable_grad():
                 run()
             answer = {"variant": variant}
