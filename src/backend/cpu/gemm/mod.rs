@@ -145,7 +145,10 @@ unsafe fn outer<V: Vector, const P: usize, const N: usize>(
             let mut b = run.columns.add(runs.column_offset + first_column);
             for _ in 0..run.len {
                 let mut vectors = [V::zero(); N];
+                // Steps are far apart in memory, where no hardware prefetcher follows.
+                V::prefetch(a.wrapping_add(AHEAD * runs.row_stride));
                 for j in 0..N {
+                    V::prefetch(b.wrapping_add(AHEAD * runs.column_stride + j * V::LANES));
                     vectors[j] = V::load_masked(b.add(j * V::LANES), masks[j]);
                 }
                 for (p, row) in sums.iter_mut().enumerate() {
@@ -166,6 +169,9 @@ unsafe fn outer<V: Vector, const P: usize, const N: usize>(
         }
     }
 }
+
+/// Steps by which [`outer`] asks for its operands in advance.
+const AHEAD: usize = 16;
 
 /// Calls `$kernel::<P, N>` with P the run-time `$rows`.
 macro_rules! with_rows {

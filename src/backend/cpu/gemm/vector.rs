@@ -24,6 +24,8 @@ pub(super) trait Vector: Copy {
     unsafe fn fma(a: Self, b: Self, c: Self) -> Self;
     /// The first `count` lanes (all, when there are fewer).
     unsafe fn mask(count: usize) -> Self::Mask;
+    /// Asks for a cache line that will be read soon; any address is allowed.
+    unsafe fn prefetch(at: *const f32);
     /// Reads the lanes of the mask; the others are zero and not touched.
     unsafe fn load_masked(from: *const f32, mask: Self::Mask) -> Self;
 }
@@ -66,6 +68,8 @@ impl Vector for Portable {
     unsafe fn mask(count: usize) -> usize {
         count
     }
+    #[inline(always)]
+    unsafe fn prefetch(_: *const f32) {}
     #[inline(always)]
     unsafe fn load_masked(from: *const f32, mask: usize) -> Self {
         let mut lanes = [0.0; 8];
@@ -113,6 +117,10 @@ mod x86 {
             if count >= 16 { 0xffff } else { (1u16 << count) - 1 }
         }
         #[inline(always)]
+        unsafe fn prefetch(at: *const f32) {
+            unsafe { _mm_prefetch::<_MM_HINT_T0>(at.cast()) }
+        }
+        #[inline(always)]
         unsafe fn load_masked(from: *const f32, mask: __mmask16) -> Self {
             unsafe { _mm512_maskz_loadu_ps(mask, from) }
         }
@@ -148,6 +156,10 @@ mod x86 {
                 let lanes = _mm256_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7);
                 _mm256_cmpgt_epi32(_mm256_set1_epi32(count.min(8) as i32), lanes)
             }
+        }
+        #[inline(always)]
+        unsafe fn prefetch(at: *const f32) {
+            unsafe { _mm_prefetch::<_MM_HINT_T0>(at.cast()) }
         }
         #[inline(always)]
         unsafe fn load_masked(from: *const f32, mask: __m256i) -> Self {
