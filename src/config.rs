@@ -269,6 +269,7 @@ impl Config {
             let path = e.path().to_string();
             Error::config(path, e.into_inner().to_string())
         })?;
+        config.scheduler.refuse_unknown()?;
         config.validate()?;
         Ok(config)
     }
@@ -427,6 +428,7 @@ mod tests {
             ("train.batch=0", "train.batch"),
             ("train.beta2=1.5", "train.beta2"),
             ("scheduler.beta_schedule=zigzag", "scheduler.beta_schedule"),
+            ("scheduler.beta_ende=0.1", "scheduler.beta_ende"),
             ("model.norm_num_groups=7", "model.norm_num_groups"),
             ("trian.batch=3", "trian"),
         ] {
