@@ -1,10 +1,9 @@
-//! Training: times, targets and weights, as the rows of coefficients that
+//! Training: targets and weights, as the rows of coefficients that
 //! [`ops::noising`](crate::ops::noising) and [`ops::loss`](crate::ops::loss) read.
 
 use super::denoiser::Prediction;
 use super::process::Pair;
 use crate::ops::noising::coefficient;
-use crate::random::{Purpose, words};
 
 /// Weight of an example's squared error by its time.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -40,39 +39,9 @@ pub fn row(
     row
 }
 
-/// The row of an image that only fills up the last batch: noised like any other
-/// (its values stay finite), of weight 0.
-pub fn padding_row() -> [f32; coefficient::COLUMNS] {
-    let mut row = [0.0; coefficient::COLUMNS];
-    row[coefficient::SIGNAL] = 1.0;
-    row
-}
-
-/// The label of a training example, uniform over 0..T: a function of the seed
-/// and the example's index alone. `keys` as [`image_keys`](crate::random::image_keys)
-/// makes them.
-pub fn uniform_label(keys: [u32; 4], steps: usize) -> usize {
-    let mut word = [0];
-    words(keys, Purpose::TrainTime, 0, 0, &mut word);
-    // The product's high word; uneven by less than T / 2^32.
-    ((word[0] as u64 * steps as u64) >> 32) as usize
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::random::image_keys;
-
-    #[test]
-    fn labels_cover_all_times_evenly() {
-        let steps = 7;
-        let mut counts = vec![0usize; steps];
-        for image in 0..7000 {
-            counts[uniform_label(image_keys(1, image), steps)] += 1;
-        }
-        // Standard deviation 29.
-        assert!(counts.iter().all(|c| c.abs_diff(1000) < 150), "{counts:?}");
-    }
 
     #[test]
     fn rows_hold_the_target_of_the_prediction() {
@@ -86,6 +55,5 @@ mod tests {
             let row = row(pair, prediction, Weighting::Simple);
             assert_eq!(row[..5], [alpha, sigma, target[0], target[1], 1.0]);
         }
-        assert_eq!(padding_row()[coefficient::WEIGHT], 0.0);
     }
 }

@@ -11,7 +11,7 @@
 //! - [`process`]: the pair, the posterior between any two times.
 //! - [`schedule`]: beta schedules and DDPM's discrete table.
 //! - [`denoiser`]: what a network predicts, and limits on x_0.
-//! - [`loss`]: training targets, weights and times.
+//! - [`loss`]: training targets and weights.
 //! - [`scheduler`]: diffusers' `scheduler_config.json`.
 //! - [`sampler`]: samplers as programs, and the loop that runs them.
 

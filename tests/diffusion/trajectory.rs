@@ -9,8 +9,10 @@ use langevin::diffusion::sampler::run::{
 };
 use langevin::diffusion::sampler::{Kind, Options, Previous, Program};
 use langevin::diffusion::scheduler::{SchedulerConfig, Spacing};
+use langevin::model::{self, Network, UNetConfig};
 use langevin::ops::pointwise::Activation;
-use langevin::plan::{DType, Plan, TensorId};
+use langevin::plan::{DType, Plan, Space, TensorId};
+use langevin::random::{Purpose, fill_normal, image_keys};
 use safetensors::SafeTensors;
 
 use crate::golden;
@@ -155,7 +157,6 @@ fn an_image_has_the_same_bits_alone_and_in_any_batch() {
 
 #[test]
 fn noise_of_the_seed_handed_in_draws_the_same_images() {
-    use langevin::random::{Purpose, fill_normal, image_keys};
     const SHAPE: [usize; 3] = [4, 4, 1];
     let program = short_program(Kind::Ddpm);
     let (seed, first, count, len) = (9, 5, 3, 16);
@@ -230,4 +231,55 @@ fn a_network_that_breaks_is_named_with_the_image() {
     let request = Request { first: 4, count: 1, ..Request::default() };
     let error = sample_with(&program, &settings(1, &[2, 2, 1]), &request, broken).unwrap_err();
     assert!(error.to_string().contains("image 4"), "{error}");
+}
+
+/// All kernels of a U-Net under the sampler, its time a row of a learned table
+/// (a u32 label that the step itself writes) and guidance on.
+#[test]
+fn a_guided_u_net_draws_an_image_of_the_same_bits_in_any_batch() {
+    let config: UNetConfig = serde_json::from_value(serde_json::json!({
+        "sample_size": 6, "in_channels": 2, "out_channels": 2, "block_out_channels": [4, 8],
+        "layers_per_block": 1, "down_block_types": ["DownBlock2D", "AttnDownBlock2D"],
+        "up_block_types": ["AttnUpBlock2D", "UpBlock2D"], "norm_num_groups": 2,
+        "attention_head_dim": 4, "time_embedding_type": "learned", "num_train_timesteps": 8,
+        "class_embed_type": null, "num_class_embeds": 4
+    }))
+    .unwrap();
+    let network = Network::UNet(config);
+    let parameters = network.parameters().unwrap();
+    let mut weights = vec![0f32; parameters.arena_len()];
+    fill_normal(image_keys(1, 0), Purpose::Init, 0, 0, &mut weights);
+    weights.iter_mut().for_each(|w| *w *= 0.3);
+    let program = short_program(Kind::Ddpm);
+    let draw = |batch, first, count| {
+        let settings = Settings {
+            label: DType::U32,
+            class: Some(DType::U32),
+            guidance: 1.5,
+            ..settings(batch, &[6, 6, 2])
+        };
+        let mut engine = Engine::new(Box::new(Cpu::new(2)), parameters.arena_len(), false).unwrap();
+        engine.set_arena(Space::Parameters, &weights).unwrap();
+        let plan = step_plan(&program, &settings, |plan, inputs| {
+            let NetworkInputs { x, label, class } = inputs;
+            network.build(plan, &model::NetworkInputs { x, t: label, class, keys: None })
+        });
+        let lowered = engine.lower(plan.unwrap()).unwrap();
+        let loaded = engine.load(lowered, WeightSet::Raw).unwrap();
+        engine.refresh(&loaded).unwrap();
+        let classes: Vec<u32> = (first..first + count as u64).map(|i| i as u32 % 3).collect();
+        let request = Request {
+            seed: 3,
+            first,
+            count,
+            classes: &classes,
+            null_class: 3,
+            ..Request::default()
+        };
+        let sampling = Sampling { program: &program, settings: &settings, loaded: &loaded };
+        sampling.run(&mut engine, &request, &mut |_, _| Ok(())).unwrap().images
+    };
+    let alone = draw(1, 17, 1);
+    assert_eq!(draw(3, 14, 5)[3 * 72..4 * 72], alone);
+    assert!(alone.iter().any(|&v| v != alone[0]));
 }
