@@ -3,9 +3,11 @@
 //!
 //! `scores = q k^T` wants keys along a vector: a first pass packs k (and v, for
 //! the backward's `d_o v^T`) into panels of [`PANEL`] keys, `[head_dim][PANEL]`,
-//! the last one filled up with zeros. All other products read q, k, v, d_o
-//! where they lie. A row's result depends on the blocks of keys alone, which
-//! are fixed, so queries may be split over tasks at will.
+//! the last one filled up with zeros. What a product goes over row by row is
+//! packed into panels of [`PANEL`] channels, `[tokens][PANEL]`: in memory the rows
+//! of a head lie a power of two apart and would fall into few sets of the
+//! cache. A row's result depends on the blocks of keys alone, which are fixed,
+//! so queries may be split over tasks at will.
 #![allow(unsafe_code)] // Tasks write disjoint rows of one slice.
 
 use super::isa::{Isa, multiversion};
@@ -16,15 +18,17 @@ use super::tile::{Matrix, Target, multiply};
 use crate::ops::attention::Attention;
 use crate::plan::Mode;
 
-/// Keys of a packed panel.
+/// Keys, or channels, of a packed panel.
 const PANEL: usize = 32;
 /// Keys of a block of scores.
 const BLOCK: usize = 64;
 /// Most queries of a block of scores: 16 KiB on the stack.
 const QUERIES: usize = 64;
 
-/// Scores, probabilities or their gradients: `[QUERIES][BLOCK]`.
-type Scores = [f32; QUERIES * BLOCK];
+/// Scores, probabilities or their gradients: `[QUERIES][BLOCK]`, aligned to
+/// vectors.
+#[repr(align(64))]
+struct Scores([f32; QUERIES * BLOCK]);
 
 /// Offsets of the head's part of q, k, v, o in memory.
 #[derive(Clone, Copy)]
@@ -57,19 +61,94 @@ impl Head {
     }
 }
 
-/// Floats of one head's packed keys.
+/// Floats of one head's keys in panels of keys.
 fn packed_len(op: &Attention) -> usize {
     op.s_kv.div_ceil(PANEL) * PANEL * op.head_dim
 }
 
-/// Floats of scratch for the forward pass: k in panels.
+/// Floats of scratch for the forward pass: k in panels of keys, v in panels of
+/// channels.
 pub fn workspace_len(op: &Attention) -> usize {
-    op.n * op.heads * packed_len(op)
+    op.n * op.heads * (packed_len(op) + op.s_kv * op.head_dim)
 }
 
-/// Floats of scratch for the backward pass: k and v in panels.
+/// Floats of scratch for the backward pass: k and v in panels of keys; k, q and
+/// d_o in panels of channels; a number for each query.
 pub fn backward_workspace_len(op: &Attention) -> usize {
-    2 * workspace_len(op)
+    let rows = op.s_kv + 2 * op.s_q;
+    op.n * op.heads * (2 * packed_len(op) + rows * op.head_dim + op.s_q)
+}
+
+/// Splits scratch into parts of the given lengths.
+fn split<const K: usize>(mut scratch: &mut [f32], lengths: [usize; K]) -> [&mut [f32]; K] {
+    lengths.map(|len| {
+        let (part, rest) = std::mem::take(&mut scratch).split_at_mut(len);
+        scratch = rest;
+        part
+    })
+}
+
+/// Packs the rows of every head of x `[n, tokens, heads, head_dim]` into panels
+/// of channels: head after head, `[head_dim / PANEL][tokens][PANEL]`, the last
+/// panel as narrow as what is left.
+fn pack_rows(pool: &Pool, op: &Attention, x: &[f32], tokens: usize, packed: &mut [f32]) {
+    let (dim, row) = (op.head_dim, op.heads * op.head_dim);
+    let parts = Parts::new(packed);
+    pool.run(op.n * op.heads, &|task| {
+        let start = task / op.heads * tokens * row + task % op.heads * dim;
+        // SAFETY: each task has its own head.
+        let packed = unsafe { parts.part(task * tokens * dim, tokens * dim) };
+        for first in (0..dim).step_by(PANEL) {
+            let width = PANEL.min(dim - first);
+            let panel = &mut packed[first * tokens..][..width * tokens];
+            for (token, to) in panel.chunks_exact_mut(width).enumerate() {
+                to.copy_from_slice(&x[start + token * row + first..][..width]);
+            }
+        }
+    });
+}
+
+/// A head's rows in panels of channels.
+#[derive(Clone, Copy)]
+struct Panels<'a> {
+    packed: &'a [f32],
+    tokens: usize,
+    dim: usize,
+}
+
+impl<'a> Panels<'a> {
+    /// Those of a head among all heads' panels.
+    fn of(op: &Attention, packed: &'a [f32], tokens: usize, head: Head) -> Self {
+        let len = tokens * op.head_dim;
+        let packed = &packed[head.index * len..(head.index + 1) * len];
+        Panels { packed, tokens, dim: op.head_dim }
+    }
+
+    /// `C = A B` or `C += A B` with B the `count` rows from `first` on, and C of
+    /// m rows, each `head_dim` long.
+    ///
+    /// # Safety
+    /// As [`multiply`].
+    unsafe fn multiply(
+        &self,
+        isa: Isa,
+        m: usize,
+        a: Matrix,
+        [first, count]: [usize; 2],
+        c: Target,
+        accumulate: bool,
+    ) {
+        for channel in (0..self.dim).step_by(PANEL) {
+            let width = PANEL.min(self.dim - channel);
+            let start = channel * self.tokens + first * width;
+            let b = Matrix { data: self.packed, start, row: width, column: 1 };
+            // SAFETY: the channels of a panel are part of C's rows.
+            unsafe {
+                let c = Target { start: c.start.add(channel), row: c.row };
+                multiply(isa, [m, width, count], a, b, c, accumulate);
+            }
+        }
+    }
 }
 
 /// Packs k or v `[n, s_kv, heads, head_dim]` into panels.
@@ -125,7 +204,7 @@ impl<'a> Keys<'a> {
         for panel in 0..self.width() / PANEL {
             let data = self.packed;
             let y = Matrix { data, start: panel * PANEL * dim, row: PANEL, column: 1 };
-            let start = scores[panel * PANEL..].as_mut_ptr();
+            let start = scores.0[panel * PANEL..].as_mut_ptr();
             let target = Target { start, row: BLOCK };
             // SAFETY: at most QUERIES rows of scores, which is borrowed exclusively.
             unsafe { multiply(isa, [queries, PANEL, dim], x, y, target, false) };
@@ -146,9 +225,12 @@ pub fn attention(
     workspace: &mut [f32],
 ) {
     let isa = Isa::detect();
-    pack(pool, op, k, workspace);
-    let packed = &*workspace;
     let heads = op.n * op.heads;
+    let lengths = [heads * packed_len(op), heads * op.s_kv * op.head_dim];
+    let [packed, packed_v] = split(workspace, lengths);
+    pack(pool, op, k, packed);
+    pack_rows(pool, op, v, op.s_kv, packed_v);
+    let (packed, packed_v) = (&*packed, &*packed_v);
     let mut queries = QUERIES;
     while queries > 8 && heads * op.s_q.div_ceil(queries) < 2 * pool.threads() {
         queries /= 2;
@@ -166,27 +248,27 @@ pub fn attention(
             // SAFETY: so are its rows of o; one slice of them is alive at a time.
             unsafe { o.part(start + i * head.row, dim) }
         };
-        let mut scores: Scores = [0.0; QUERIES * BLOCK];
+        let mut scores = Scores([0.0; QUERIES * BLOCK]);
         let (mut largest, mut sums) = ([f32::NEG_INFINITY; QUERIES], [0f32; QUERIES]);
         let packed = &packed[head.index * packed_len(op)..(head.index + 1) * packed_len(op)];
+        let values = Panels::of(op, packed_v, op.s_kv, head);
         for keys in Keys::blocks(op, packed) {
             let rows = head.tokens(q, head.q, first);
             keys.products(isa, dim, rows, queries, &mut scores);
             for i in 0..queries {
-                let row = &mut scores[i * BLOCK..i * BLOCK + keys.width()];
+                let row = &mut scores.0[i * BLOCK..i * BLOCK + keys.width()];
                 let state = [&mut largest[i], &mut sums[i]];
                 let correction = softmax_block(isa, row, keys.count, op.scale, state);
                 if keys.first > 0 && correction != 1.0 {
                     scale_row(isa, row_o(i), correction);
                 }
             }
-            let probabilities = Matrix { data: &scores, start: 0, row: BLOCK, column: 1 };
-            let values = head.tokens(v, head.kv, keys.first);
+            let probabilities = Matrix { data: &scores.0, start: 0, row: BLOCK, column: 1 };
             let start = o.strided(start, (queries - 1) * head.row + dim);
             let target = Target { start, row: head.row };
-            let (sizes, accumulate) = ([queries, dim, keys.count], keys.first > 0);
+            let (rows, accumulate) = ([keys.first, keys.count], keys.first > 0);
             // SAFETY: the head's channels of the block's rows are this task's own.
-            unsafe { multiply(isa, sizes, probabilities, values, target, accumulate) };
+            unsafe { values.multiply(isa, queries, probabilities, rows, target, accumulate) };
         }
         for i in 0..queries {
             scale_row(isa, row_o(i), 1.0 / sums[i]);
@@ -311,17 +393,44 @@ pub fn attention_backward(
     workspace: &mut [f32],
 ) {
     let isa = Isa::detect();
-    let (packed_k, packed_v) = workspace.split_at_mut(workspace_len(op));
-    pack(pool, op, saved.k, packed_k);
-    pack(pool, op, saved.v, packed_v);
-    let (packed_k, packed_v) = (&*packed_k, &*packed_v);
+    let heads = op.n * op.heads;
+    let (keys, dim) = (heads * packed_len(op), op.head_dim);
+    let rows = [op.s_kv, op.s_q, op.s_q].map(|tokens| heads * tokens * dim);
+    let lengths = [keys, keys, rows[0], rows[1], rows[2], heads * op.s_q];
+    let [k_keys, v_keys, k, q, d_o, delta] = split(workspace, lengths);
+    pack(pool, op, saved.k, k_keys);
+    pack(pool, op, saved.v, v_keys);
+    pack_rows(pool, op, saved.k, op.s_kv, k);
+    pack_rows(pool, op, saved.q, op.s_q, q);
+    pack_rows(pool, op, saved.d_o, op.s_q, d_o);
+    let (k_keys, v_keys, k, q, d_o) = (&*k_keys, &*v_keys, &*k, &*q, &*d_o);
     let outputs = outputs.map(|o| o.map(|(d, mode)| (Parts::new(d), mode)));
-    pool.run(op.n * op.heads, &|task| {
+    let delta = Parts::new(delta);
+    pool.run(heads, &|task| {
         let head = Head::new(op, task);
         let panels = head.index * packed_len(op)..(head.index + 1) * packed_len(op);
-        let (packed_k, packed_v) = (&packed_k[panels.clone()], &packed_v[panels]);
-        head_backward(isa, op, head, saved, [packed_k, packed_v], &outputs);
+        let packed = Packed {
+            k_keys: &k_keys[panels.clone()],
+            v_keys: &v_keys[panels],
+            k: Panels::of(op, k, op.s_kv, head),
+            q: Panels::of(op, q, op.s_q, head),
+            d_o: Panels::of(op, d_o, op.s_q, head),
+        };
+        // SAFETY: each task has its own head.
+        let delta = unsafe { delta.part(head.index * op.s_q, op.s_q) };
+        head_backward(isa, op, head, saved, &packed, &outputs, delta);
     });
+}
+
+/// A head's operands of the backward pass, packed.
+struct Packed<'a> {
+    /// Panels of keys.
+    k_keys: &'a [f32],
+    /// Panels of keys.
+    v_keys: &'a [f32],
+    k: Panels<'a>,
+    q: Panels<'a>,
+    d_o: Panels<'a>,
 }
 
 fn head_backward(
@@ -329,27 +438,33 @@ fn head_backward(
     op: &Attention,
     head: Head,
     saved: &Saved,
-    [packed_k, packed_v]: [&[f32]; 2],
+    packed: &Packed,
     [d_q, d_k, d_v]: &[Option<(Parts<f32>, Mode)>; 3],
+    delta: &mut [f32],
 ) {
     let dim = op.head_dim;
-    let mut scores: Scores = [0.0; QUERIES * BLOCK];
-    let mut d_scores: Scores = [0.0; QUERIES * BLOCK];
-    // Adds A B into the rows `from ..` of an output.
+    for (i, delta) in delta.iter_mut().enumerate() {
+        let at = head.q + i * head.row;
+        *delta = dot(isa, &saved.o[at..at + dim], &saved.d_o[at..at + dim]);
+    }
+    let mut scores = Scores([0.0; QUERIES * BLOCK]);
+    let mut d_scores = Scores([0.0; QUERIES * BLOCK]);
+    // Adds A B into m rows of an output, the first of them at `start`.
     let add = |output: &Option<(Parts<f32>, Mode)>,
                start: usize,
-               sizes: [usize; 3],
+               m: usize,
                a: Matrix,
-               b: Matrix,
+               b: &Panels,
+               rows: [usize; 2],
                first: bool| {
         let Some((d, mode)) = output else { return };
-        let start = d.strided(start, (sizes[0] - 1) * head.row + dim);
+        let start = d.strided(start, (m - 1) * head.row + dim);
         let target = Target { start, row: head.row };
         // SAFETY: the head's channels are this task's own.
-        unsafe { multiply(isa, sizes, a, b, target, !first || *mode == Mode::Add) };
+        unsafe { b.multiply(isa, m, a, rows, target, !first || *mode == Mode::Add) };
     };
-    let blocks_k = Keys::blocks(op, packed_k);
-    for (keys, keys_of_v) in blocks_k.zip(Keys::blocks(op, packed_v)) {
+    let blocks = Keys::blocks(op, packed.k_keys).zip(Keys::blocks(op, packed.v_keys));
+    for (keys, keys_of_v) in blocks {
         for first in (0..op.s_q).step_by(QUERIES) {
             let queries = QUERIES.min(op.s_q - first);
             let rows_q = head.tokens(saved.q, head.q, first);
@@ -357,23 +472,21 @@ fn head_backward(
             keys.products(isa, dim, rows_q, queries, &mut scores);
             keys_of_v.products(isa, dim, rows_d_o, queries, &mut d_scores);
             for i in 0..queries {
-                let at = head.q + (first + i) * head.row;
-                let delta = dot(isa, &saved.o[at..at + dim], &saved.d_o[at..at + dim]);
                 let row = i * BLOCK..i * BLOCK + keys.width();
-                let (s, d) = (&mut scores[row.clone()], &mut d_scores[row]);
+                let (s, d) = (&mut scores.0[row.clone()], &mut d_scores.0[row]);
                 let lse = saved.lse[head.index * op.s_q + first + i];
-                gradient_row(isa, s, d, keys.count, op.scale, lse, delta);
+                gradient_row(isa, s, d, keys.count, op.scale, lse, delta[first + i]);
             }
-            let upright = |data| Matrix { data, start: 0, row: BLOCK, column: 1 };
-            let turned = |data| Matrix { data, start: 0, row: 1, column: BLOCK };
+            let upright = |s| Matrix { data: s, start: 0, row: BLOCK, column: 1 };
+            let turned = |s| Matrix { data: s, start: 0, row: 1, column: BLOCK };
+            let (p, d_s) = (&scores.0, &d_scores.0);
             let row_kv = head.kv + keys.first * head.row;
-            let sizes = [keys.count, dim, queries];
-            add(d_v, row_kv, sizes, turned(&scores), rows_d_o, first == 0);
-            add(d_k, row_kv, sizes, turned(&d_scores), rows_q, first == 0);
+            let queried = [first, queries];
+            add(d_v, row_kv, keys.count, turned(p), &packed.d_o, queried, first == 0);
+            add(d_k, row_kv, keys.count, turned(d_s), &packed.q, queried, first == 0);
             let row_q = head.q + first * head.row;
-            let rows_k = head.tokens(saved.k, head.kv, keys.first);
-            let sizes = [queries, dim, keys.count];
-            add(d_q, row_q, sizes, upright(&d_scores), rows_k, keys.first == 0);
+            let rows = [keys.first, keys.count];
+            add(d_q, row_q, queries, upright(d_s), &packed.k, rows, keys.first == 0);
         }
     }
 }

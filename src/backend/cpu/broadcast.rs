@@ -50,7 +50,7 @@ multiversion! {
 pub fn sum_per_image(pool: &Pool, op: &PerImage, d_y: &[f32], d_e: Output) {
     let (isa, (d_e, mode)) = (Isa::detect(), d_e);
     let c = op.channels;
-    let width = columns::width(op.n, c, 1, op.spatial, pool.threads()).min(MAX_CHANNELS);
+    let width = columns::width(op.n, c, 1, op.spatial, 0, pool.threads());
     let blocks = c.div_ceil(width);
     let parts = Parts::new(d_e);
     pool.run(op.n * blocks, &|task| {

@@ -7,24 +7,33 @@ use super::isa::multiversion;
 
 /// Positions that are summed in f32 before f64 takes over: keeps the error of a
 /// sum at that of about sqrt(CHUNK) roundings whatever the image's size.
-const CHUNK: usize = 32;
+pub const CHUNK: usize = 32;
 
-/// Most channels of one task: their totals lie on the stack.
-pub const MAX_CHANNELS: usize = 1024;
+/// Most channels that a task takes at a time: their totals lie on the stack, and
+/// clearing them must not cost more than a small image.
+pub const MAX_CHANNELS: usize = 256;
 
-/// Bytes of an image's slice that one task goes over more than once: half of a
-/// second-level cache of 1 MiB.
+/// Bytes that one task may go over more than once: half of a second-level cache
+/// of 1 MiB.
 const SLICE_BYTES: usize = 512 << 10;
 
-/// How many channels one task takes: a multiple of `unit`, few enough to keep
-/// the slice `[spatial, width]` in cache and all threads busy. It decides speed
-/// only: no channel's result depends on it.
-pub fn width(n: usize, channels: usize, unit: usize, spatial: usize, threads: usize) -> usize {
+/// How many channels one task takes: a multiple of `unit`, at most
+/// [`MAX_CHANNELS`] unless one unit has more, and few enough to keep the slices
+/// `[spatial, width]` of all `operands` in cache and all threads busy. It
+/// decides speed only: no channel's result depends on it.
+pub fn width(
+    n: usize,
+    channels: usize,
+    unit: usize,
+    spatial: usize,
+    operands: usize,
+    threads: usize,
+) -> usize {
     let units = channels / unit;
-    let mut per_task = units;
+    let mut per_task = units.min((MAX_CHANNELS / unit).max(1));
     loop {
         let width = per_task * unit;
-        let too_large = width * spatial * 4 > SLICE_BYTES;
+        let too_large = width * spatial * operands * 4 > SLICE_BYTES;
         let idle = n * units.div_ceil(per_task) < 2 * threads;
         // Below 32 channels a row of the slice is less than two cache lines.
         if per_task == 1 || width < 64 || !(too_large || idle) {

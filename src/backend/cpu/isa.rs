@@ -50,29 +50,46 @@ impl Isa {
 /// rounding on every path, so that bodies without reductions over lanes give
 /// the same bits on all of them.
 macro_rules! multiversion {
-    ($(#[$meta:meta])* $vis:vis fn $name:ident($isa:ident: Isa $(, $arg:ident: $ty:ty)* $(,)?)
+    ($(#[$meta:meta])* $vis:vis unsafe fn $($rest:tt)*) => {
+        $crate::backend::cpu::isa::multiversion! { @[unsafe] $(#[$meta])* $vis $($rest)* }
+    };
+    ($(#[$meta:meta])* $vis:vis fn $($rest:tt)*) => {
+        $crate::backend::cpu::isa::multiversion! { @[] $(#[$meta])* $vis $($rest)* }
+    };
+    (@[$($safety:tt)*] $(#[$meta:meta])* $vis:vis
+        $name:ident($isa:ident: Isa $(, $arg:ident: $ty:ty)* $(,)?)
         $(-> $ret:ty)? $body:block) => {
         $(#[$meta])*
-        #[allow(clippy::too_many_arguments)]
-        $vis fn $name($isa: $crate::backend::cpu::isa::Isa $(, $arg: $ty)*) $(-> $ret)? {
+        #[allow(clippy::too_many_arguments, unused_unsafe)]
+        $vis $($safety)* fn $name(
+            $isa: $crate::backend::cpu::isa::Isa $(, $arg: $ty)*
+        ) $(-> $ret)? {
             #[inline(always)]
-            fn body($($arg: $ty),*) $(-> $ret)? $body
+            $($safety)* fn body($($arg: $ty),*) $(-> $ret)? $body
             #[cfg(target_arch = "x86_64")]
             {
                 #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx2,fma")]
-                fn avx512($($arg: $ty),*) $(-> $ret)? { body($($arg),*) }
+                $($safety)* fn avx512($($arg: $ty),*) $(-> $ret)? {
+                    // SAFETY: the promise of this function's caller, if it asks for one.
+                    unsafe { body($($arg),*) }
+                }
                 #[target_feature(enable = "avx2,fma")]
-                fn avx2($($arg: $ty),*) $(-> $ret)? { body($($arg),*) }
+                $($safety)* fn avx2($($arg: $ty),*) $(-> $ret)? {
+                    // SAFETY: as above.
+                    unsafe { body($($arg),*) }
+                }
                 assert!($isa <= $crate::backend::cpu::isa::Isa::detect());
                 match $isa {
-                    // SAFETY: the assertion says that the machine has these instructions.
+                    // SAFETY: the assertion says that the machine has these
+                    // instructions; the rest is the caller's promise.
                     $crate::backend::cpu::isa::Isa::Avx512 => return unsafe { avx512($($arg),*) },
                     // SAFETY: as above.
                     $crate::backend::cpu::isa::Isa::Avx2 => return unsafe { avx2($($arg),*) },
                     $crate::backend::cpu::isa::Isa::Portable => {}
                 }
             }
-            body($($arg),*)
+            // SAFETY: the caller's promise.
+            unsafe { body($($arg),*) }
         }
     };
 }

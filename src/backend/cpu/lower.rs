@@ -175,7 +175,8 @@ fn add_workspace(plan: &mut Plan) {
         let len = match &node.op {
             Op::Conv2dBackwardWeight(op) => of_weight(op),
             Op::LinearBackwardWeight(op) => of_weight(&linear::as_convolution(op)),
-            Op::NormBackward(op) => norm::workspace_len(op),
+            Op::Norm(op) => norm::workspace_len(op),
+            Op::NormBackward(op) => norm::backward_workspace_len(op),
             Op::Attention(op) => attention::workspace_len(op),
             Op::AttentionBackward(op) => attention::backward_workspace_len(op),
             _ => 0,

@@ -150,7 +150,8 @@ fn execute(pool: &Pool, node: &Node, a: &mut Arguments) -> Result<()> {
         }
         Op::Norm(op) => {
             let operands = norm::Operands::new(a);
-            norm::norm(pool, op, &operands, a.required(0), a.written(1), a.written(2));
+            let (y, mean, rstd) = (a.required(0), a.written(1), a.written(2));
+            norm::norm(pool, op, &operands, y, mean, rstd, a.workspace());
         }
         Op::NormBackward(op) => {
             let operands = norm::Operands::new(a);

@@ -55,7 +55,7 @@ impl<'a> Operands<'a> {
             Some(s) => {
                 let s = &s[image * 2 * op.channels..(image + 1) * 2 * op.channels];
                 let scale = 1.0 + s[channel];
-                (gamma * scale, beta.mul_add(scale, s[op.channels + channel]))
+                (gamma * scale, beta * scale + s[op.channels + channel])
             }
         }
     }
@@ -64,8 +64,8 @@ impl<'a> Operands<'a> {
 /// A value for each channel of a slab.
 type PerChannel = [f32; MAX_CHANNELS];
 
-/// Most groups of one task: their sums lie on the stack.
-const MAX_GROUPS: usize = 1024;
+/// Most groups of one task: they have at least a channel each.
+const MAX_GROUPS: usize = MAX_CHANNELS;
 
 /// Whole groups of one image, and how a task goes through their channels: in
 /// slabs of at most [`MAX_CHANNELS`].
@@ -77,11 +77,13 @@ struct Slice {
 }
 
 impl Slice {
-    /// Groups of one task, tasks of one image.
-    fn split(pool: &Pool, op: &Norm, groups: usize) -> (usize, usize) {
+    /// Groups of one task, tasks of one image, where the task goes more than
+    /// once over that many operands.
+    fn split(pool: &Pool, op: &Norm, groups: usize, operands: usize) -> (usize, usize) {
         let unit = op.channels / groups;
-        let width = columns::width(op.n, op.channels, unit, op.spatial, pool.threads());
-        let per_task = (width / unit).min(MAX_GROUPS);
+        let threads = pool.threads();
+        let width = columns::width(op.n, op.channels, unit, op.spatial, operands, threads);
+        let per_task = width / unit;
         (per_task, groups.div_ceil(per_task))
     }
 
@@ -102,13 +104,24 @@ impl Slice {
         (from..to).step_by(MAX_CHANNELS).map(move |c| (c, MAX_CHANNELS.min(to - c)))
     }
 
-    /// Position among the slice's groups of a channel.
-    fn group_of(&self, channel: usize) -> usize {
-        channel / self.group_len - self.first_group
+    /// Calls `f(i, g)` for channels `from + i`, i in 0..len, with g the group's
+    /// position in the slice: one division a slab, for a small image feels more.
+    #[inline(always)]
+    fn each(&self, from: usize, len: usize, mut f: impl FnMut(usize, usize)) {
+        let mut group = from / self.group_len - self.first_group;
+        let mut left = self.group_len - from % self.group_len;
+        for i in 0..len {
+            f(i, group);
+            left -= 1;
+            if left == 0 {
+                (group, left) = (group + 1, self.group_len);
+            }
+        }
     }
 }
 
 /// y, mean and rstd.
+#[allow(clippy::too_many_arguments)]
 pub fn norm(
     pool: &Pool,
     op: &Norm,
@@ -116,11 +129,40 @@ pub fn norm(
     y: Output,
     mean: &mut [f32],
     rstd: &mut [f32],
+    workspace: &mut [f32],
 ) {
     match op.domain {
         Domain::Group(groups) => group_forward(pool, op, groups, operands, y, mean, rstd),
-        Domain::Layer => layer_forward(pool, op, operands, y, mean, rstd),
+        Domain::Layer => {
+            affine_of_images(op, operands, workspace);
+            layer_forward(pool, op, operands.x, y, mean, rstd, workspace);
+        }
     }
+}
+
+/// Floats of scratch for the forward pass: a layer norm's affine maps.
+pub fn workspace_len(op: &Norm) -> usize {
+    match op.domain {
+        Domain::Group(_) => 0,
+        Domain::Layer => 2 * op.n * op.channels,
+    }
+}
+
+/// `[n, 2, channels]`: gain and bias of each image.
+fn affine_of_images(op: &Norm, operands: &Operands, maps: &mut [f32]) {
+    for (image, maps) in maps.chunks_exact_mut(2 * op.channels).enumerate() {
+        let (gain, bias) = maps.split_at_mut(op.channels);
+        for (channel, (gain, bias)) in gain.iter_mut().zip(bias).enumerate() {
+            (*gain, *bias) = operands.affine(op, image, channel);
+        }
+    }
+}
+
+/// Gain and bias of one image, from [`affine_of_images`].
+fn image_maps<'a>(op: &Norm, maps: &'a [f32], image: usize) -> [&'a [f32]; 2] {
+    let (gain, bias) =
+        maps[image * 2 * op.channels..(image + 1) * 2 * op.channels].split_at(op.channels);
+    [gain, bias]
 }
 
 fn group_forward(
@@ -133,7 +175,7 @@ fn group_forward(
     rstd: &mut [f32],
 ) {
     let isa = Isa::detect();
-    let split = Slice::split(pool, op, groups);
+    let split = Slice::split(pool, op, groups, 1);
     let (c, image_len) = (op.channels, op.spatial * op.channels);
     let elements = (op.spatial * (c / groups)) as f64;
     let (y, means, rstds) = (Parts::new(y), Parts::new(mean), Parts::new(rstd));
@@ -150,9 +192,7 @@ fn group_forward(
         for (from, len) in slice.slabs() {
             totals[..len].fill(0.0);
             columns::sum(isa, x, c, from, &mut totals[..len]);
-            for i in 0..len {
-                sums[slice.group_of(from + i)] += totals[i];
-            }
+            slice.each(from, len, |i, g| sums[g] += totals[i]);
         }
         for (mean, sum) in mean.iter_mut().zip(&sums) {
             *mean = (sum / elements) as f32;
@@ -164,15 +204,13 @@ fn group_forward(
         for (from, len) in slice.slabs() {
             totals[..len].fill(0.0);
             squares[..len].fill(0.0);
-            for i in 0..len {
-                centre[i] = mean[slice.group_of(from + i)];
-            }
+            slice.each(from, len, |i, g| centre[i] = mean[g]);
             let sums = [&mut totals[..len], &mut squares[..len]];
             columns::sum_centred(isa, x, c, from, &centre[..len], sums);
-            for i in 0..len {
-                first[slice.group_of(from + i)] += totals[i];
-                second[slice.group_of(from + i)] += squares[i];
-            }
+            slice.each(from, len, |i, g| {
+                first[g] += totals[i];
+                second[g] += squares[i];
+            });
         }
         let mut low = [0f32; MAX_GROUPS];
         for g in 0..slice.groups {
@@ -182,20 +220,15 @@ fn group_forward(
         let mut gain: PerChannel = [0.0; MAX_CHANNELS];
         let mut bias: PerChannel = [0.0; MAX_CHANNELS];
         for (from, len) in slice.slabs() {
-            for i in 0..len {
-                let g = slice.group_of(from + i);
+            slice.each(from, len, |i, g| {
                 let (a, b) = operands.affine(op, slice.image, from + i);
                 centre[i] = mean[g];
                 gain[i] = rstd[g] * a;
-                bias[i] = (-low[g]).mul_add(gain[i], b);
-            }
-            let maps = [&centre[..len], &gain[..len], &bias[..len]];
-            for s in 0..op.spatial {
-                let at = s * c + from;
-                // SAFETY: the channels of a task are its own.
-                let y = unsafe { y.part(slice.image * image_len + at, len) };
-                apply(isa, op, &x[at..at + len], maps, y, mode);
-            }
+                bias[i] = b - low[g] * gain[i];
+            });
+            let maps = [&centre, &gain, &bias];
+            // SAFETY: the channels of a task are its own.
+            unsafe { group_apply(isa, op, x, maps, [from, len], y, slice.image, mode) };
         }
     });
 }
@@ -210,20 +243,76 @@ fn statistics(op: &Norm, centre: f32, first: f64, second: f64) -> (f32, f32, f32
     (mean, (exact - f64::from(mean)) as f32, rstd as f32)
 }
 
+/// `y = f((x - centre) gain + bias)` for W channels of a chunk of positions.
+///
+/// # Safety
+/// As [`group_apply`].
 #[inline(always)]
-fn apply_as<F: Function, const ADD: bool>(x: &[f32], maps: [&[f32]; 3], y: &mut [f32]) {
-    let [centre, gain, bias] = maps.map(|m| &m[..x.len()]);
-    for (i, (y, &x)) in y.iter_mut().zip(x).enumerate() {
-        store::<ADD>(y, F::value((x - centre[i]).mul_add(gain[i], bias[i])));
+unsafe fn apply_block<const W: usize, F: Function, const ADD: bool>(
+    x: &[f32],
+    maps: [&PerChannel; 3],
+    [stride, from, at]: [usize; 3],
+    y: Parts<f32>,
+    y_from: usize,
+) {
+    let [centre, gain, bias] = maps.map(|m| block::<W>(m, at));
+    for (s, x) in x.chunks_exact(stride).enumerate() {
+        let x = block::<W>(x, from + at);
+        // SAFETY: the caller's promise; one block is alive at a time.
+        let y = unsafe { y.part(y_from + s * stride + from + at, W) };
+        for i in 0..W {
+            store::<ADD>(&mut y[i], F::value((x[i] - centre[i]).mul_add(gain[i], bias[i])));
+        }
+    }
+}
+
+/// # Safety
+/// As [`group_apply`].
+#[inline(always)]
+unsafe fn group_apply_as<F: Function, const ADD: bool>(
+    op: &Norm,
+    x: &[f32],
+    maps: [&PerChannel; 3],
+    [from, len]: [usize; 2],
+    y: Parts<f32>,
+    image: usize,
+) {
+    let stride = op.channels;
+    for (chunk, x) in x.chunks(columns::CHUNK * stride).enumerate() {
+        let y_from = image * op.spatial * stride + chunk * columns::CHUNK * stride;
+        let mut at = 0;
+        while at + 32 <= len {
+            // SAFETY: the caller's promise.
+            unsafe { apply_block::<32, F, ADD>(x, maps, [stride, from, at], y, y_from) };
+            at += 32;
+        }
+        while at + 8 <= len {
+            // SAFETY: the caller's promise.
+            unsafe { apply_block::<8, F, ADD>(x, maps, [stride, from, at], y, y_from) };
+            at += 8;
+        }
+        while at < len {
+            // SAFETY: the caller's promise.
+            unsafe { apply_block::<1, F, ADD>(x, maps, [stride, from, at], y, y_from) };
+            at += 1;
+        }
     }
 }
 
 multiversion! {
-    /// `y = f((x - centre) gain + bias)` for the channels of one position.
-    fn apply(isa: Isa, op: &Norm, x: &[f32], maps: [&[f32]; 3], y: &mut [f32], mode: Mode) {
+    /// `y = f((x - centre) gain + bias)` for `len` channels from `from` on of an image.
+    ///
+    /// # Safety
+    /// Those channels of the image in y must be used by nothing else meanwhile.
+    unsafe fn group_apply(
+        isa: Isa, op: &Norm, x: &[f32], maps: [&PerChannel; 3], channels: [usize; 2],
+        y: Parts<f32>, image: usize, mode: Mode,
+    ) {
         with_function!(op.activation, F => match mode {
-            Mode::Write => apply_as::<F, false>(x, maps, y),
-            Mode::Add => apply_as::<F, true>(x, maps, y),
+            // SAFETY: the caller's promise.
+            Mode::Write => unsafe { group_apply_as::<F, false>(op, x, maps, channels, y, image) },
+            // SAFETY: the caller's promise.
+            Mode::Add => unsafe { group_apply_as::<F, true>(op, x, maps, channels, y, image) },
         });
     }
 }
@@ -236,10 +325,11 @@ fn rows_per_task(op: &Norm) -> usize {
 fn layer_forward(
     pool: &Pool,
     op: &Norm,
-    operands: &Operands,
+    x: &[f32],
     (y, mode): Output,
     mean: &mut [f32],
     rstd: &mut [f32],
+    maps: &[f32],
 ) {
     let isa = Isa::detect();
     let (c, rows) = (op.channels, rows_per_task(op));
@@ -248,8 +338,9 @@ fn layer_forward(
     pool.run(op.n * tasks, &|task| {
         let (image, from) = (task / tasks, task % tasks * rows);
         let to = (from + rows).min(op.spatial);
+        let maps = image_maps(op, maps, image);
         for row in image * op.spatial + from..image * op.spatial + to {
-            let x = &operands.x[row * c..(row + 1) * c];
+            let x = &x[row * c..(row + 1) * c];
             let centre = (row_sum(isa, x) / c as f64) as f32;
             let [first, second] = row_sums_centred(isa, x, centre).map(|sum| sum / c as f64);
             let (mean, low, rstd) = statistics(op, centre, first, second);
@@ -258,23 +349,38 @@ fn layer_forward(
                 means.part(row, 1)[0] = mean;
                 rstds.part(row, 1)[0] = rstd;
             }
-            let mut gain: PerChannel = [0.0; MAX_CHANNELS];
-            let mut bias: PerChannel = [0.0; MAX_CHANNELS];
-            let centre: PerChannel = [mean; MAX_CHANNELS];
-            for first in (0..c).step_by(MAX_CHANNELS) {
-                let len = MAX_CHANNELS.min(c - first);
-                for i in 0..len {
-                    let (a, b) = operands.affine(op, image, first + i);
-                    gain[i] = rstd * a;
-                    bias[i] = (-low).mul_add(gain[i], b);
-                }
-                let maps = [&centre[..len], &gain[..len], &bias[..len]];
-                // SAFETY: as above.
-                let y = unsafe { y.part(row * c + first, len) };
-                apply(isa, op, &x[first..first + len], maps, y, mode);
-            }
+            // SAFETY: as above.
+            let y = unsafe { y.part(row * c, c) };
+            row_apply(isa, op, x, [mean, low, rstd], maps, y, mode);
         }
     });
+}
+
+#[inline(always)]
+fn row_apply_as<F: Function, const ADD: bool>(
+    x: &[f32],
+    [mean, low, rstd]: [f32; 3],
+    maps: [&[f32]; 2],
+    y: &mut [f32],
+) {
+    let [gain, bias] = maps.map(|m| &m[..x.len()]);
+    for (i, (y, &x)) in y.iter_mut().zip(x).enumerate() {
+        let xhat = ((x - mean) - low) * rstd;
+        store::<ADD>(y, F::value(xhat.mul_add(gain[i], bias[i])));
+    }
+}
+
+multiversion! {
+    /// `y = f(xhat gain + bias)` for one position.
+    fn row_apply(
+        isa: Isa, op: &Norm, x: &[f32], statistics: [f32; 3], maps: [&[f32]; 2], y: &mut [f32],
+        mode: Mode,
+    ) {
+        with_function!(op.activation, F => match mode {
+            Mode::Write => row_apply_as::<F, false>(x, statistics, maps, y),
+            Mode::Add => row_apply_as::<F, true>(x, statistics, maps, y),
+        });
+    }
 }
 
 /// Lanes of a row's sum, fixed so that every path adds in the same order.
@@ -326,9 +432,10 @@ multiversion! {
     }
 }
 
-/// Floats of scratch for the backward pass: P and Q, `[n, channels]` each.
-pub fn workspace_len(op: &Norm) -> usize {
-    2 * op.n * op.channels
+/// Floats of scratch for the backward pass: P and Q, `[n, channels]` each, and a
+/// layer norm's affine maps.
+pub fn backward_workspace_len(op: &Norm) -> usize {
+    2 * op.n * op.channels + workspace_len(op)
 }
 
 /// d_x, d_gamma, d_beta, d_scale_shift; `None` skips one.
@@ -344,16 +451,18 @@ pub fn norm_backward(
     workspace: &mut [f32],
 ) {
     let of_vectors = d_gamma.is_some() || d_beta.is_some() || d_scale_shift.is_some();
-    let (p, q) = workspace.split_at_mut(op.n * op.channels);
+    let (p, rest) = workspace.split_at_mut(op.n * op.channels);
+    let (q, maps) = rest.split_at_mut(op.n * op.channels);
     let saved = Saved { mean, rstd, d_y };
     match op.domain {
         Domain::Group(groups) => group_backward(pool, op, groups, operands, &saved, d_x, p, q),
         Domain::Layer => {
+            affine_of_images(op, operands, maps);
             if of_vectors {
-                layer_sums(pool, op, operands, &saved, p, q);
+                layer_sums(pool, op, operands.x, &saved, maps, p, q);
             }
             if let Some(d_x) = d_x {
-                layer_backward(pool, op, operands, &saved, d_x);
+                layer_backward(pool, op, operands.x, &saved, maps, d_x);
             }
         }
     }
@@ -381,7 +490,7 @@ fn group_backward(
     q: &mut [f32],
 ) {
     let isa = Isa::detect();
-    let split = Slice::split(pool, op, groups);
+    let split = Slice::split(pool, op, groups, 2);
     let (c, image_len) = (op.channels, op.spatial * op.channels);
     let elements = (op.spatial * (c / groups)) as f64;
     let (ps, qs) = (Parts::new(p), Parts::new(q));
@@ -389,49 +498,68 @@ fn group_backward(
         Some((d_x, mode)) => (Some(Parts::new(d_x)), mode),
         None => (None, Mode::Write),
     };
+    // Where d_x is overwritten, the first sweep leaves dv there for the second.
+    let kept = d_x.filter(|_| mode == Mode::Write);
     pool.run(op.n * split.1, &|task| {
         let slice = Slice::new(task, op, groups, split);
         let image = slice.image * image_len..(slice.image + 1) * image_len;
         let (x, d_y) = (&operands.x[image.clone()], &saved.d_y[image]);
-        let of_group = |channel: usize| {
-            let i = slice.image * groups + slice.first_group + slice.group_of(channel);
-            (saved.mean[i], saved.rstd[i])
-        };
         let mut maps = Maps::new();
         let (mut m1, mut m2) = ([0f64; MAX_GROUPS], [0f64; MAX_GROUPS]);
-        for (from, len) in slice.slabs() {
-            for i in 0..len {
-                (maps.mean[i], maps.rstd[i]) = of_group(from + i);
+        let fill = |maps: &mut Maps, from: usize, len: usize| {
+            let first = slice.image * groups + slice.first_group;
+            slice.each(from, len, |i, g| {
+                (maps.mean[i], maps.rstd[i]) = (saved.mean[first + g], saved.rstd[first + g]);
                 (maps.gain[i], maps.bias[i]) = operands.affine(op, slice.image, from + i);
-            }
-            // SAFETY: the channels of a task are its own.
-            let p = unsafe { ps.part(slice.image * c + from, len) };
+            });
+        };
+        for (from, len) in slice.slabs() {
+            fill(&mut maps, from, len);
+            // SAFETY: the channels of a task are its own, in P, Q and d_x.
+            let (p, q) = unsafe {
+                let at = slice.image * c + from;
+                (ps.part(at, len), qs.part(at, len))
+            };
+            let rows = Rows { x, d_y, from, image: slice.image };
             // SAFETY: as above.
-            let q = unsafe { qs.part(slice.image * c + from, len) };
-            group_sums(isa, op, x, d_y, from, &maps, p, q);
-            for i in 0..len {
-                let (g, gain) = (slice.group_of(from + i), f64::from(maps.gain[i]));
+            unsafe { group_sums(isa, op, &rows, &maps, kept, p, q) };
+            slice.each(from, len, |i, g| {
+                let gain = f64::from(maps.gain[i]);
                 m1[g] += gain * f64::from(p[i]);
                 m2[g] += gain * f64::from(q[i]);
-            }
+            });
         }
-        let Some(d_x) = &d_x else { return };
+        let Some(d_x) = d_x else { return };
         for (from, len) in slice.slabs() {
-            for i in 0..len {
-                let g = slice.group_of(from + i);
-                (maps.mean[i], maps.rstd[i]) = of_group(from + i);
-                (maps.gain[i], maps.bias[i]) = operands.affine(op, slice.image, from + i);
+            fill(&mut maps, from, len);
+            slice.each(from, len, |i, g| {
                 maps.m1[i] = (m1[g] / elements) as f32;
                 maps.m2[i] = (m2[g] / elements) as f32;
-            }
-            for s in 0..op.spatial {
-                let at = s * c + from;
-                // SAFETY: as above.
-                let d_x = unsafe { d_x.part(slice.image * image_len + at, len) };
-                group_d_x(isa, op, &x[at..at + len], &d_y[at..at + len], &maps, d_x, mode);
-            }
+            });
+            let rows = Rows { x, d_y, from, image: slice.image };
+            // SAFETY: as above.
+            unsafe { group_d_x(isa, op, &rows, &maps, len, d_x, mode) };
         }
     });
+}
+
+/// Channels from `from` on of an image's x and d_y.
+struct Rows<'a> {
+    x: &'a [f32],
+    d_y: &'a [f32],
+    from: usize,
+    image: usize,
+}
+
+impl<'a> Rows<'a> {
+    /// Chunks of positions: x, d_y, and the chunk's first element among all images.
+    #[inline(always)]
+    fn chunks(&self, op: &Norm) -> impl Iterator<Item = (&'a [f32], &'a [f32], usize)> + use<'a> {
+        let len = columns::CHUNK * op.channels;
+        let first = self.image * self.x.len();
+        let chunks = self.x.chunks(len).zip(self.d_y.chunks(len)).enumerate();
+        chunks.map(move |(i, (x, d_y))| (x, d_y, first + i * len))
+    }
 }
 
 /// Constants of the backward pass for the channels of a slab.
@@ -451,30 +579,33 @@ impl Maps {
     }
 }
 
-/// Positions summed in f32 before f64 takes over, as in [`columns`].
-const POSITIONS: usize = 32;
-
-/// P and Q of W channels over a chunk of positions.
+/// Adds to P and Q of W channels over a chunk of positions; leaves dv in `kept`.
+///
+/// # Safety
+/// As [`group_sums`].
 #[inline(always)]
-fn chunk_sums<const W: usize, F: Function>(
-    x: &[f32],
-    d_y: &[f32],
-    stride: usize,
-    from: usize,
+unsafe fn chunk_sums<const W: usize, F: Function>(
+    (x, d_y, first): (&[f32], &[f32], usize),
+    [stride, from, at]: [usize; 3],
     maps: &Maps,
-    at: usize,
+    kept: Option<Parts<f32>>,
     totals: [&mut [f64]; 2],
 ) {
     let [mean, rstd, gain, bias] =
         [&maps.mean, &maps.rstd, &maps.gain, &maps.bias].map(|m| block::<W>(m, at));
     let (mut p, mut q) = ([0f32; W], [0f32; W]);
-    for (x, d_y) in x.chunks_exact(stride).zip(d_y.chunks_exact(stride)) {
+    for (s, (x, d_y)) in x.chunks_exact(stride).zip(d_y.chunks_exact(stride)).enumerate() {
         let (x, d_y) = (block::<W>(x, from + at), block::<W>(d_y, from + at));
+        let mut dv = [0f32; W];
         for i in 0..W {
             let xhat = (x[i] - mean[i]) * rstd[i];
-            let dv = d_y[i] * F::slope(xhat.mul_add(gain[i], bias[i]));
-            p[i] += dv;
-            q[i] = dv.mul_add(xhat, q[i]);
+            dv[i] = d_y[i] * F::slope(xhat.mul_add(gain[i], bias[i]));
+            p[i] += dv[i];
+            q[i] = dv[i].mul_add(xhat, q[i]);
+        }
+        if let Some(kept) = kept {
+            // SAFETY: the caller's promise; one block is alive at a time.
+            unsafe { kept.part(first + s * stride + from + at, W) }.copy_from_slice(&dv);
         }
     }
     let [p_total, q_total] = totals;
@@ -484,26 +615,31 @@ fn chunk_sums<const W: usize, F: Function>(
     }
 }
 
+/// # Safety
+/// As [`group_sums`].
 #[inline(always)]
-fn group_sums_as<F: Function>(
-    x: &[f32],
-    d_y: &[f32],
-    stride: usize,
-    from: usize,
+unsafe fn group_sums_as<F: Function>(
+    op: &Norm,
+    rows: &Rows,
     maps: &Maps,
+    kept: Option<Parts<f32>>,
     p: &mut [f32],
     q: &mut [f32],
 ) {
     let len = p.len();
     let (mut ps, mut qs) = ([0f64; MAX_CHANNELS], [0f64; MAX_CHANNELS]);
-    for (x, d_y) in x.chunks(POSITIONS * stride).zip(d_y.chunks(POSITIONS * stride)) {
+    for chunk in rows.chunks(op) {
         let mut at = 0;
         while at + 16 <= len {
-            chunk_sums::<16, F>(x, d_y, stride, from, maps, at, [&mut ps, &mut qs]);
+            let place = [op.channels, rows.from, at];
+            // SAFETY: the caller's promise.
+            unsafe { chunk_sums::<16, F>(chunk, place, maps, kept, [&mut ps, &mut qs]) };
             at += 16;
         }
         while at < len {
-            chunk_sums::<1, F>(x, d_y, stride, from, maps, at, [&mut ps, &mut qs]);
+            let place = [op.channels, rows.from, at];
+            // SAFETY: the caller's promise.
+            unsafe { chunk_sums::<1, F>(chunk, place, maps, kept, [&mut ps, &mut qs]) };
             at += 1;
         }
     }
@@ -512,41 +648,91 @@ fn group_sums_as<F: Function>(
 }
 
 multiversion! {
-    fn group_sums(
-        isa: Isa, op: &Norm, x: &[f32], d_y: &[f32], from: usize, maps: &Maps,
+    /// P and Q of the slab's channels; dv into the same place of `kept`.
+    ///
+    /// # Safety
+    /// Those channels of the image in `kept` must be used by nothing else meanwhile.
+    unsafe fn group_sums(
+        isa: Isa, op: &Norm, rows: &Rows, maps: &Maps, kept: Option<Parts<f32>>,
         p: &mut [f32], q: &mut [f32],
     ) {
-        with_function!(op.activation, F => {
-            group_sums_as::<F>(x, d_y, op.channels, from, maps, p, q)
+        // SAFETY: the caller's promise.
+        with_function!(op.activation, F => unsafe {
+            group_sums_as::<F>(op, rows, maps, kept, p, q)
         });
     }
 }
 
+/// d_x of W channels over a chunk of positions; in write mode it holds dv before.
+///
+/// # Safety
+/// As [`group_d_x`].
 #[inline(always)]
-fn group_d_x_as<F: Function, const ADD: bool>(
-    x: &[f32],
-    d_y: &[f32],
+unsafe fn chunk_d_x<const W: usize, F: Function, const ADD: bool>(
+    (x, d_y, first): (&[f32], &[f32], usize),
+    [stride, from, at]: [usize; 3],
     maps: &Maps,
-    d_x: &mut [f32],
+    d_x: Parts<f32>,
 ) {
-    let len = x.len();
     let [mean, rstd, gain, bias, m1, m2] =
-        [&maps.mean, &maps.rstd, &maps.gain, &maps.bias, &maps.m1, &maps.m2].map(|m| &m[..len]);
-    for (i, ((d_x, &x), &d_y)) in d_x.iter_mut().zip(x).zip(d_y).enumerate() {
-        let xhat = (x - mean[i]) * rstd[i];
-        let dv = d_y * F::slope(xhat.mul_add(gain[i], bias[i]));
-        let inner = (-xhat).mul_add(m2[i], dv.mul_add(gain[i], -m1[i]));
-        store::<ADD>(d_x, rstd[i] * inner);
+        [&maps.mean, &maps.rstd, &maps.gain, &maps.bias, &maps.m1, &maps.m2]
+            .map(|m| block::<W>(m, at));
+    for (s, (x, d_y)) in x.chunks_exact(stride).zip(d_y.chunks_exact(stride)).enumerate() {
+        let (x, d_y) = (block::<W>(x, from + at), block::<W>(d_y, from + at));
+        // SAFETY: the caller's promise; one block is alive at a time.
+        let d_x = unsafe { d_x.part(first + s * stride + from + at, W) };
+        for i in 0..W {
+            let xhat = (x[i] - mean[i]) * rstd[i];
+            let dv = match ADD {
+                true => d_y[i] * F::slope(xhat.mul_add(gain[i], bias[i])),
+                false => d_x[i],
+            };
+            let inner = (-xhat).mul_add(m2[i], dv.mul_add(gain[i], -m1[i]));
+            store::<ADD>(&mut d_x[i], rstd[i] * inner);
+        }
+    }
+}
+
+/// # Safety
+/// As [`group_d_x`].
+#[inline(always)]
+unsafe fn group_d_x_as<F: Function, const ADD: bool>(
+    op: &Norm,
+    rows: &Rows,
+    maps: &Maps,
+    len: usize,
+    d_x: Parts<f32>,
+) {
+    for chunk in rows.chunks(op) {
+        let mut at = 0;
+        while at + 16 <= len {
+            let place = [op.channels, rows.from, at];
+            // SAFETY: the caller's promise.
+            unsafe { chunk_d_x::<16, F, ADD>(chunk, place, maps, d_x) };
+            at += 16;
+        }
+        while at < len {
+            let place = [op.channels, rows.from, at];
+            // SAFETY: the caller's promise.
+            unsafe { chunk_d_x::<1, F, ADD>(chunk, place, maps, d_x) };
+            at += 1;
+        }
     }
 }
 
 multiversion! {
-    fn group_d_x(
-        isa: Isa, op: &Norm, x: &[f32], d_y: &[f32], maps: &Maps, d_x: &mut [f32], mode: Mode,
+    /// d_x of `len` channels of a slab; in write mode it holds dv before.
+    ///
+    /// # Safety
+    /// Those channels of the image in d_x must be used by nothing else meanwhile.
+    unsafe fn group_d_x(
+        isa: Isa, op: &Norm, rows: &Rows, maps: &Maps, len: usize, d_x: Parts<f32>, mode: Mode,
     ) {
         with_function!(op.activation, F => match mode {
-            Mode::Write => group_d_x_as::<F, false>(x, d_y, maps, d_x),
-            Mode::Add => group_d_x_as::<F, true>(x, d_y, maps, d_x),
+            // SAFETY: the caller's promise.
+            Mode::Write => unsafe { group_d_x_as::<F, false>(op, rows, maps, len, d_x) },
+            // SAFETY: the caller's promise.
+            Mode::Add => unsafe { group_d_x_as::<F, true>(op, rows, maps, len, d_x) },
         });
     }
 }
@@ -555,32 +741,29 @@ multiversion! {
 fn layer_sums(
     pool: &Pool,
     op: &Norm,
-    operands: &Operands,
+    x: &[f32],
     saved: &Saved,
+    maps: &[f32],
     p: &mut [f32],
     q: &mut [f32],
 ) {
     let isa = Isa::detect();
     let (c, image_len) = (op.channels, op.spatial * op.channels);
-    let width = columns::width(op.n, c, 1, op.spatial, pool.threads()).min(MAX_CHANNELS);
+    let width = columns::width(op.n, c, 1, op.spatial, 0, pool.threads());
     let tasks = c.div_ceil(width);
     let (ps, qs) = (Parts::new(p), Parts::new(q));
     pool.run(op.n * tasks, &|task| {
         let (image, from) = (task / tasks, task % tasks * width);
         let len = width.min(c - from);
-        let (mut gain, mut bias) = ([0f32; MAX_CHANNELS], [0f32; MAX_CHANNELS]);
-        for i in 0..len {
-            (gain[i], bias[i]) = operands.affine(op, image, from + i);
-        }
+        let maps = image_maps(op, maps, image).map(|m| &m[from..from + len]);
         let (mut p_total, mut q_total) = ([0f64; MAX_CHANNELS], [0f64; MAX_CHANNELS]);
         let (mut p, mut q) = ([0f32; MAX_CHANNELS], [0f32; MAX_CHANNELS]);
         for s in 0..op.spatial {
             let (row, at) = (image * op.spatial + s, image * image_len + s * c + from);
-            let (x, d_y) = (&operands.x[at..at + len], &saved.d_y[at..at + len]);
+            let (x, d_y) = (&x[at..at + len], &saved.d_y[at..at + len]);
             let statistics = [saved.mean[row], saved.rstd[row]];
-            let sums = [&mut p[..len], &mut q[..len]];
-            layer_add(isa, op, x, d_y, statistics, [&gain[..len], &bias[..len]], sums);
-            if (s + 1) % POSITIONS == 0 || s + 1 == op.spatial {
+            layer_add(isa, op, x, d_y, statistics, maps, [&mut p[..len], &mut q[..len]]);
+            if (s + 1) % columns::CHUNK == 0 || s + 1 == op.spatial {
                 for i in 0..len {
                     p_total[i] += f64::from(std::mem::take(&mut p[i]));
                     q_total[i] += f64::from(std::mem::take(&mut q[i]));
@@ -623,7 +806,14 @@ multiversion! {
     }
 }
 
-fn layer_backward(pool: &Pool, op: &Norm, operands: &Operands, saved: &Saved, (d_x, mode): Output) {
+fn layer_backward(
+    pool: &Pool,
+    op: &Norm,
+    x: &[f32],
+    saved: &Saved,
+    maps: &[f32],
+    (d_x, mode): Output,
+) {
     let isa = Isa::detect();
     let (c, rows) = (op.channels, rows_per_task(op));
     let tasks = op.spatial.div_ceil(rows);
@@ -631,38 +821,15 @@ fn layer_backward(pool: &Pool, op: &Norm, operands: &Operands, saved: &Saved, (d
     pool.run(op.n * tasks, &|task| {
         let (image, first) = (task / tasks, task % tasks * rows);
         let last = (first + rows).min(op.spatial);
-        let slabs = || (0..c).step_by(MAX_CHANNELS).map(|f| (f, MAX_CHANNELS.min(c - f)));
-        let (mut gain, mut bias) = ([0f32; MAX_CHANNELS], [0f32; MAX_CHANNELS]);
+        let maps = image_maps(op, maps, image);
         for row in image * op.spatial + first..image * op.spatial + last {
             let statistics = [saved.mean[row], saved.rstd[row]];
-            let mut sums = [0f64; 2];
-            for (from, len) in slabs() {
-                // One slab holds every row's affine map: no need to do it again.
-                if c > MAX_CHANNELS || row == image * op.spatial + first {
-                    for i in 0..len {
-                        (gain[i], bias[i]) = operands.affine(op, image, from + i);
-                    }
-                }
-                let maps = [&gain[..len], &bias[..len]];
-                let at = row * c + from..row * c + from + len;
-                let (x, d_y) = (&operands.x[at.clone()], &saved.d_y[at]);
-                let [m1, m2] = layer_row_sums(isa, op, x, d_y, statistics, maps);
-                sums = [sums[0] + m1, sums[1] + m2];
-            }
+            let (x, d_y) = (&x[row * c..(row + 1) * c], &saved.d_y[row * c..(row + 1) * c]);
+            let sums = layer_row_sums(isa, op, x, d_y, statistics, maps);
             let means = sums.map(|sum| (sum / c as f64) as f32);
-            for (from, len) in slabs() {
-                if c > MAX_CHANNELS {
-                    for i in 0..len {
-                        (gain[i], bias[i]) = operands.affine(op, image, from + i);
-                    }
-                }
-                let maps = [&gain[..len], &bias[..len]];
-                let at = row * c + from..row * c + from + len;
-                let (x, d_y) = (&operands.x[at.clone()], &saved.d_y[at.clone()]);
-                // SAFETY: the rows of a task are its own.
-                let d_x = unsafe { parts.part(at.start, len) };
-                layer_d_x(isa, op, x, d_y, statistics, means, maps, d_x, mode);
-            }
+            // SAFETY: the rows of a task are its own.
+            let d_x = unsafe { parts.part(row * c, c) };
+            layer_d_x(isa, op, x, d_y, statistics, means, maps, d_x, mode);
         }
     });
 }
