@@ -47,7 +47,8 @@ fn activations_match_f64_when_the_work_is_split_into_chunks() {
     let len = 3 * 8192 + 5;
     let input = Input::image(&[1, len]).map(|v| 20.0 * v);
     for f in ACTIVATIONS {
-        let outcome = Case::new(&[input.clone()], |p, t| p.activate(t[0], f)).run(3, None);
+        let outcome =
+            Case::new(std::slice::from_ref(&input), |p, t| p.activate(t[0], f)).run(3, None);
         let x = Input::image(&[1, len]).map(|v| 20.0 * v).values();
         let expected: Vec<f64> = x.iter().map(|&x| activation(f, f64::from(x))).collect();
         assert_close("output", &outcome.output, &expected, 5e-7, 0.0);

@@ -133,7 +133,10 @@ fn fir_gives_the_numbers_of_diffusers() {
     let image: Vec<f32> = (0..12).map(|i| (i * i) as f32).collect();
     let input = Input::image(&[1, 3, 4, 1]).with(&image);
     let run = |method: Method| {
-        Case::new(&[input.clone()], |p, t| p.resample(t[0], method).unwrap()).run(1, None).output
+        let case = Case::new(std::slice::from_ref(&input), |p, t| {
+            p.resample(t[0], method).expect("an image large enough")
+        });
+        case.run(1, None).output
     };
     let up = run(Method::Fir { up: 2, down: 1, pad: [2, 1], edge: Edge::Zero, taps: UP });
     assert_close("upsampled", &up, &FIR_UP, 1e-6, 0.0);

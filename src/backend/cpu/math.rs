@@ -25,7 +25,7 @@ pub fn exp(x: f32) -> f32 {
     let p = p.mul_add(r, 8.333_452e-3);
     let p = p.mul_add(r, 4.166_579_6e-2);
     let p = p.mul_add(r, 1.666_666_5e-1);
-    let p = p.mul_add(r, 5.000_000_1e-1);
+    let p = p.mul_add(r, 0.5);
     let p = p.mul_add(r, 1.0);
     let p = p.mul_add(r, 1.0);
     let power = (shifted.to_bits() << 23).wrapping_add(127 << 23);
@@ -178,7 +178,7 @@ impl Function for GeluTanh {
     }
 }
 
-const GELU_SCALE: f32 = 1.595_769_1; // sqrt(8 / pi)
+const GELU_SCALE: f32 = 1.595_769; // sqrt(8 / pi)
 const GELU_CUBIC: f32 = 0.044_715;
 
 impl Function for Relu {
