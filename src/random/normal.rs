@@ -36,19 +36,19 @@
 //! Against the same transform of the same words in exact arithmetic, measured on
 //! 2^27 normals: root mean square error 7.0e-8; largest 7.8e-7 where r > 0.05
 //! (2.5 ulp of r beyond r = 1.7). Where u rounds to values next to 1, r can only be
-//! sqrt(k 2^-23): below r = 0.05 the error grows as 2^-25 / r, and up to 2.4e-4 next to 0, for
-//! one pair in 2^24. In probability that is at most 2^-25 everywhere, and the
-//! tail P(|z| > x) is good to a relative 2^-24. The largest |z| is 6.7637, where a
-//! true normal lies with probability 1.3e-11.
+//! sqrt(k 2^-23): below r = 0.05 the error grows as 2^-25 / r, and up to 2.4e-4
+//! next to r = 0, for one pair in 2^24. In probability that is at most 2^-25
+//! everywhere, and the tail P(r > x) is good to a relative 2^-23. The largest |z|
+//! is 6.7637; a true normal lies beyond it with probability 1.3e-11.
 //!
 //! # Why this one
 //! Operations for two normals: 35 and a square root, that is 18 a normal beside
-//! Philox's 15 (60 vector operations for 4 words of 8 blocks). No branch and no
-//! table, so no divergence and no shared memory on a GPU. An inverse distribution
-//! function on one word needs the same logarithm for each normal instead of each
-//! pair, 9 more multiply-adds, and a second polynomial in the tails that one warp
-//! in ten would enter: about 31 operations and more. A table of piecewise
-//! polynomials has fewer operations but gathers.
+//! Philox's 15 a word (60 for a block of four). No branch and no table, so no
+//! divergence and no shared memory on a GPU. An inverse distribution function on
+//! one word needs the same logarithm for each normal instead of each pair, 9 more
+//! multiply-adds, and a second polynomial in the tails that one warp in ten would
+//! enter: about 31 operations and more. A table of piecewise polynomials has fewer
+//! operations but gathers.
 #![allow(unsafe_code)] // Compiled once for each instruction set.
 
 #[cfg(target_arch = "x86_64")]

@@ -131,6 +131,41 @@ fn adamw_follows_its_formula_in_f64_over_many_steps() {
     }
 }
 
+/// Five steps of `torch.optim.AdamW(lr=1/32, weight_decay=1/8)` of PyTorch 2.15 in
+/// f64, after `clip_grad_norm_(1)` and followed by `ema.lerp_(p, 1/4)`.
+#[test]
+fn adamw_ends_where_pytorch_does() {
+    let expected = [
+        [0.3370427221631698, -1.0973086690412799, 1.8763237067548764, -0.08746313181091658],
+        [0.3652522945089694, -0.034270861852812196, -0.0030052220677570605, 0.00027093399881397007],
+        [0.003991764347645317, 8.102288068356321e-5, 0.0006215267772569295, 2.7372406872194414e-9],
+        [0.41155840179770076, -1.1635401031255606, 1.9219722115672417, -0.020143393523899322],
+    ];
+    let norms = [
+        0.8385260878470031,
+        1.03832846440806,
+        1.5075047079344213,
+        2.0625002424242282,
+        2.6491745884331594,
+    ];
+    let mut optimizer = Optimizer::new(&[4], adamw(Some(1.0), 0.125), 1);
+    let mut first = vec![0.0; optimizer.len()];
+    first[..4].copy_from_slice(&[0.5, -1.25, 2.0, 0.0625]);
+    for i in [0, 3] {
+        optimizer.machine.upload(optimizer.state[i], &first);
+    }
+    for (step, norm) in (1..).zip(norms) {
+        let k = step as f32;
+        let mut gradients = vec![0.0; optimizer.len()];
+        gradients[..4].copy_from_slice(&[0.5 * k, -0.25 / k, 1.0 - 0.375 * k, 1e-3]);
+        let found = optimizer.step(&gradients, step, 0.03125, 0.75);
+        assert_close("norm", &[found], &[norm], f64::from(f32::EPSILON), 0.0);
+    }
+    for ((found, expected), name) in optimizer.state().iter().zip(expected).zip(NAMES) {
+        assert_close(name, &found[..4], &expected, 1e-6, 0.0);
+    }
+}
+
 #[test]
 fn the_first_step_of_adamw_moves_each_weight_by_the_learning_rate() {
     let op = adamw(None, 0.0);
