@@ -7,12 +7,14 @@
 //! ```
 //! [`Case::check`] compares the output with the reference and the gradients with
 //! its central differences, starting from memory full of NaN; then that add mode
-//! adds, that nothing else was written, and that threads, a second run and the
+//! adds, that nothing else was written, that narrower vector instructions agree
+//! to rounding, and that threads, a second run and the
 //! rest of the batch change no bits. [`Machine`] is the level below, for ops
 //! that do not fit a case.
 
 use langevin::Result;
 use langevin::backend::cpu::Cpu;
+use langevin::backend::cpu::isa::Isa;
 use langevin::backend::{Arenas, Backend, Program};
 use langevin::plan::{
     DType, DiskLayout, Init, Mode, Plan, Role, Space, TensorId, Wrt, memory::ALIGNMENT,
@@ -74,7 +76,12 @@ pub struct Machine {
 impl Machine {
     /// Lowers the plan and allocates every arena that its tensors use.
     pub fn new(plan: Plan, threads: usize) -> Self {
-        let mut cpu = Cpu::new(threads);
+        Machine::with_isa(plan, threads, Isa::detect())
+    }
+
+    /// The same with at most these vector instructions.
+    pub fn with_isa(plan: Plan, threads: usize, isa: Isa) -> Self {
+        let mut cpu = Cpu::with_isa(threads, isa);
         let program = cpu.lower(plan).expect("the plan lowers");
         let spaces = [
             Space::Parameters,
@@ -328,14 +335,14 @@ impl<'a> Case<'a> {
     /// Runs forward and backward. The gradients are written over NaN, or added
     /// to `before` where it is given.
     pub fn run(&self, threads: usize, before: Option<&Outcome>) -> Outcome {
-        self.run_with(&self.inputs, &|len| values(99, len), threads, before)
+        self.run_with(&self.inputs, &|len| values(99, len), (threads, Isa::detect()), before)
     }
 
     fn run_with(
         &self,
         inputs: &[Input],
         upstream: &dyn Fn(usize) -> Vec<f32>,
-        threads: usize,
+        (threads, isa): (usize, Isa),
         before: Option<&Outcome>,
     ) -> Outcome {
         let mut plan = Plan::new();
@@ -380,7 +387,7 @@ impl<'a> Case<'a> {
                 }
             }
         }
-        let mut machine = Machine::new(plan, threads);
+        let mut machine = Machine::with_isa(plan, threads, isa);
         for (&t, input) in tensors.iter().zip(inputs) {
             match &input.data {
                 Data::F32(v) => machine.upload(t, v),
@@ -419,6 +426,29 @@ impl<'a> Case<'a> {
         self.check_gradients(&outcome, terms, &operands, &reference);
         self.check_add_mode(&outcome);
         self.check_bits(&outcome);
+        self.check_instruction_sets(&outcome, terms);
+    }
+
+    /// Narrower vector instructions agree to rounding.
+    #[track_caller]
+    fn check_instruction_sets(&self, outcome: &Outcome, terms: Terms) {
+        let wide = |v: &[f32]| v.iter().map(|&v| f64::from(v)).collect::<Vec<f64>>();
+        let magnitude = |g: &Vec<f32>| g.iter().fold(0f64, |m, &v| m.max(f64::from(v).abs()));
+        let largest = outcome.gradients.iter().flatten().map(magnitude).fold(0.0, f64::max);
+        for isa in Isa::available().filter(|&isa| isa < Isa::detect()) {
+            let upstream = |len: usize| values(99, len);
+            let narrow = self.run_with(&self.inputs, &upstream, (2, isa), None);
+            let what = format!("output with {isa:?}");
+            let tolerance = rounding(terms.forward);
+            assert_close(&what, &narrow.output, &wide(&outcome.output), tolerance, 0.0);
+            for (i, (a, b)) in narrow.gradients.iter().zip(&outcome.gradients).enumerate() {
+                if let (Some(a), Some(b)) = (a, b) {
+                    let what = format!("gradient by operand {i} with {isa:?}");
+                    let tolerance = rounding(terms.backward);
+                    assert_close(&what, a, &wide(b), tolerance, 1e-6 * largest / tolerance);
+                }
+            }
+        }
     }
 
     /// Gradients against central differences of `sum upstream * reference`.
@@ -505,7 +535,7 @@ impl<'a> Case<'a> {
                 all[image * len..(image + 1) * len].to_vec()
             };
             let inputs: Vec<Input> = self.inputs.iter().map(|i| i.image_only(image)).collect();
-            let alone = self.run_with(&inputs, &|_| part(&upstream), 2, None);
+            let alone = self.run_with(&inputs, &|_| part(&upstream), (2, Isa::detect()), None);
             let what = format!("output of image {image} alone");
             assert_same_bits(&what, &alone.output, &part(&outcome.output));
             for (i, input) in self.inputs.iter().enumerate() {

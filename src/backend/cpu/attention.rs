@@ -224,7 +224,7 @@ pub fn attention(
     lse: &mut [f32],
     workspace: &mut [f32],
 ) {
-    let isa = Isa::detect();
+    let isa = pool.isa();
     let heads = op.n * op.heads;
     let lengths = [heads * packed_len(op), heads * op.s_kv * op.head_dim];
     let [packed, packed_v] = split(workspace, lengths);
@@ -392,7 +392,7 @@ pub fn attention_backward(
     outputs: [Option<Output>; 3],
     workspace: &mut [f32],
 ) {
-    let isa = Isa::detect();
+    let isa = pool.isa();
     let heads = op.n * op.heads;
     let (keys, dim) = (heads * packed_len(op), op.head_dim);
     let rows = [op.s_kv, op.s_q, op.s_q].map(|tokens| heads * tokens * dim);

@@ -2,7 +2,7 @@
 #![allow(unsafe_code)] // Tasks write disjoint parts of one slice.
 
 use super::columns::{self, MAX_CHANNELS};
-use super::isa::{Isa, multiversion};
+use super::isa::multiversion;
 use super::pointwise::{Output, store};
 use super::pool::{Parts, Pool};
 use crate::ops::broadcast::PerImage;
@@ -13,7 +13,7 @@ const CHUNK: usize = 16 * 1024;
 
 /// `y[n,s,c] = x[n,s,c] + e[n,c]`.
 pub fn add_per_image(pool: &Pool, op: &PerImage, x: &[f32], e: &[f32], y: Output) {
-    let (isa, (y, mode)) = (Isa::detect(), y);
+    let (isa, (y, mode)) = (pool.isa(), y);
     let c = op.channels;
     let rows = (CHUNK / c.max(1)).max(1);
     let chunks = op.spatial.div_ceil(rows);
@@ -48,7 +48,7 @@ multiversion! {
 
 /// `d_e[n,c] = sum_s d_y[n,s,c]`, positions in fixed chunks.
 pub fn sum_per_image(pool: &Pool, op: &PerImage, d_y: &[f32], d_e: Output) {
-    let (isa, (d_e, mode)) = (Isa::detect(), d_e);
+    let (isa, (d_e, mode)) = (pool.isa(), d_e);
     let c = op.channels;
     let width = columns::width(op.n, c, 1, op.spatial, 0, pool.threads());
     let blocks = c.div_ceil(width);

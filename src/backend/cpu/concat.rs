@@ -1,7 +1,7 @@
 //! Concatenation along channels: copies of row parts.
 #![allow(unsafe_code)] // Tasks write disjoint rows of one slice.
 
-use super::isa::{Isa, multiversion};
+use super::isa::multiversion;
 use super::pointwise::{Output, store};
 use super::pool::{Parts, Pool};
 use crate::ops::concat::Concat;
@@ -16,7 +16,7 @@ fn rows_per_task(op: &Concat) -> usize {
 
 /// `y[r] = [a[r], b[r]]`.
 pub fn concat(pool: &Pool, op: &Concat, a: &[f32], b: &[f32], y: Output) {
-    let (isa, (y, mode)) = (Isa::detect(), y);
+    let (isa, (y, mode)) = (pool.isa(), y);
     let (c, rows) = (op.c_a + op.c_b, rows_per_task(op));
     let parts = Parts::new(y);
     pool.run(op.rows.div_ceil(rows), &|task| {
@@ -33,7 +33,7 @@ pub fn concat(pool: &Pool, op: &Concat, a: &[f32], b: &[f32], y: Output) {
 
 /// Channels `from .. from + width` of d_y `[rows, c_a + c_b]`.
 pub fn concat_backward(pool: &Pool, op: &Concat, d_y: &[f32], from: usize, d: Output) {
-    let (isa, (d, mode)) = (Isa::detect(), d);
+    let (isa, (d, mode)) = (pool.isa(), d);
     let (c, width, rows) = (op.c_a + op.c_b, d.len() / op.rows.max(1), rows_per_task(op));
     let parts = Parts::new(d);
     pool.run(op.rows.div_ceil(rows), &|task| {

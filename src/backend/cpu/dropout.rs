@@ -1,7 +1,7 @@
 //! Dropout, both ways: the same function of (x, keys) and of (d_y, keys).
 #![allow(unsafe_code)] // Compiled once for each instruction set.
 
-use super::isa::{Isa, multiversion};
+use super::isa::multiversion;
 use super::pointwise::{Output, for_image_chunks, store};
 use super::pool::Pool;
 use crate::ops::dropout::Dropout;
@@ -13,7 +13,7 @@ const CHUNK: usize = 8 * WORDS;
 
 /// `y = x / (1 - p)` where kept, else 0.
 pub fn dropout(pool: &Pool, op: &Dropout, x: &[f32], keys: &[u32], y: Output) {
-    let (isa, (y, mode)) = (Isa::detect(), y);
+    let (isa, (y, mode)) = (pool.isa(), y);
     let (threshold, scale) = (op.threshold(), op.scale());
     for_image_chunks(pool, op.n, op.len, CHUNK, y, |image, from, y| {
         let keys = keys[4 * image..4 * image + 4].try_into().expect("four words a key");

@@ -23,7 +23,7 @@ pub struct Target<'a> {
 
 /// `loss[n] = w[n] / len sum (prediction - target)^2`, the squares summed in f64.
 pub fn loss(pool: &Pool, op: &Loss, prediction: &[f32], target: Target, loss: Output) {
-    let (isa, (loss, mode)) = (Isa::detect(), loss);
+    let (isa, (loss, mode)) = (pool.isa(), loss);
     let parts = Parts::new(loss);
     pool.run(op.n, &|image| {
         // SAFETY: each task has its own image.
@@ -54,7 +54,7 @@ pub fn loss_backward(
     target: Target,
     d_prediction: Output,
 ) {
-    let (isa, (d_prediction, mode)) = (Isa::detect(), d_prediction);
+    let (isa, (d_prediction, mode)) = (pool.isa(), d_prediction);
     for_image_chunks(pool, op.n, op.len, CHUNK, d_prediction, |image, from, d_prediction| {
         let c = row(target.coefficients, image);
         let factors = [c[coefficient::TARGET_X0], c[coefficient::TARGET_NOISE]];

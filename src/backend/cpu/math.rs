@@ -178,7 +178,8 @@ impl Function for GeluTanh {
     }
 }
 
-const GELU_SCALE: f32 = 1.595_769; // sqrt(8 / pi)
+/// sqrt(8 / pi).
+const GELU_SCALE: f32 = (std::f64::consts::FRAC_2_SQRT_PI * std::f64::consts::SQRT_2) as f32;
 const GELU_CUBIC: f32 = 0.044_715;
 
 impl Function for Relu {

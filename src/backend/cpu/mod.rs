@@ -50,6 +50,11 @@ impl Cpu {
         Cpu { pool: Pool::new(threads), buffers: Vec::new() }
     }
 
+    /// As [`Cpu::new`], with at most these vector instructions.
+    pub fn with_isa(threads: usize, isa: isa::Isa) -> Self {
+        Cpu { pool: Pool::new(threads).limited_to(isa), buffers: Vec::new() }
+    }
+
     /// The thread pool, to call single kernels.
     pub fn pool(&self) -> &Pool {
         &self.pool
@@ -90,7 +95,7 @@ fn epilogue<'a>(a: &Arguments<'a>) -> conv2d::Epilogue<'a> {
 
 /// Executes one node. Exhaustive, so that a forgotten op does not compile.
 fn execute(pool: &Pool, node: &Node, a: &mut Arguments) -> Result<()> {
-    let isa = isa::Isa::detect();
+    let isa = pool.isa();
     match &node.op {
         Op::Conv2d(op) => {
             let (y, mode) = a.required(0);

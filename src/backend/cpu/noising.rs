@@ -2,7 +2,7 @@
 //! there.
 #![allow(unsafe_code)] // Compiled once for each instruction set.
 
-use super::isa::{Isa, multiversion};
+use super::isa::multiversion;
 use super::pointwise::{Output, for_image_chunks, store};
 use super::pool::Pool;
 use crate::ops::noising::{Noising, coefficient};
@@ -33,7 +33,7 @@ pub fn noising(
     keys: &[u32],
     x_t: Output,
 ) {
-    let (isa, (x_t, mode)) = (Isa::detect(), x_t);
+    let (isa, (x_t, mode)) = (pool.isa(), x_t);
     for_image_chunks(pool, op.n, op.len, CHUNK, x_t, |image, from, x_t| {
         let c = row(coefficients, image);
         let factors = [c[coefficient::SIGNAL], c[coefficient::STD]];

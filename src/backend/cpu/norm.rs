@@ -16,7 +16,7 @@
 
 use super::arguments::Arguments;
 use super::columns::{self, MAX_CHANNELS, block};
-use super::isa::{Isa, multiversion};
+use super::isa::multiversion;
 use super::math::{Function, with_function};
 use super::pointwise::{Output, store};
 use super::pool::{Parts, Pool};
@@ -174,7 +174,7 @@ fn group_forward(
     mean: &mut [f32],
     rstd: &mut [f32],
 ) {
-    let isa = Isa::detect();
+    let isa = pool.isa();
     let split = Slice::split(pool, op, groups, 1);
     let (c, image_len) = (op.channels, op.spatial * op.channels);
     let elements = (op.spatial * (c / groups)) as f64;
@@ -331,7 +331,7 @@ fn layer_forward(
     rstd: &mut [f32],
     maps: &[f32],
 ) {
-    let isa = Isa::detect();
+    let isa = pool.isa();
     let (c, rows) = (op.channels, rows_per_task(op));
     let tasks = op.spatial.div_ceil(rows);
     let (y, means, rstds) = (Parts::new(y), Parts::new(mean), Parts::new(rstd));
@@ -489,7 +489,7 @@ fn group_backward(
     p: &mut [f32],
     q: &mut [f32],
 ) {
-    let isa = Isa::detect();
+    let isa = pool.isa();
     let split = Slice::split(pool, op, groups, 2);
     let (c, image_len) = (op.channels, op.spatial * op.channels);
     let elements = (op.spatial * (c / groups)) as f64;
@@ -747,7 +747,7 @@ fn layer_sums(
     p: &mut [f32],
     q: &mut [f32],
 ) {
-    let isa = Isa::detect();
+    let isa = pool.isa();
     let (c, image_len) = (op.channels, op.spatial * op.channels);
     let width = columns::width(op.n, c, 1, op.spatial, 0, pool.threads());
     let tasks = c.div_ceil(width);
@@ -814,7 +814,7 @@ fn layer_backward(
     maps: &[f32],
     (d_x, mode): Output,
 ) {
-    let isa = Isa::detect();
+    let isa = pool.isa();
     let (c, rows) = (op.channels, rows_per_task(op));
     let tasks = op.spatial.div_ceil(rows);
     let parts = Parts::new(d_x);

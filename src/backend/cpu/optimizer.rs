@@ -1,7 +1,7 @@
 //! Gradient norm and AdamW with EMA, each one pass over the arenas.
 #![allow(unsafe_code)] // Tasks write disjoint chunks of the arenas.
 
-use super::isa::{Isa, multiversion};
+use super::isa::multiversion;
 use super::pool::{Parts, Pool};
 use crate::ops::optimizer::{AdamW, GlobalNorm, control};
 
@@ -39,7 +39,7 @@ impl Chunks<'_> {
 
 /// `sqrt(sum g^2)` over the ranges, summed in f64.
 pub fn global_norm(pool: &Pool, op: &GlobalNorm, gradients: &[f32], norm: &mut [f32]) {
-    let isa = Isa::detect();
+    let isa = pool.isa();
     let chunks = Chunks { ranges: &op.ranges };
     let count = chunks.count();
     let per_segment = count.div_ceil(SEGMENTS).max(1);
@@ -135,7 +135,7 @@ pub fn adamw(
     if !norm[0].is_finite() {
         return;
     }
-    let isa = Isa::detect();
+    let isa = pool.isa();
     let factors = Factors::new(op, norm[0], control);
     let chunks = Chunks { ranges: &op.ranges };
     let parameters = Parts::new(state.parameters);

@@ -1,7 +1,7 @@
 //! Elementwise kernels: each is one loop over a chunk, compiled per [`Isa`].
 #![allow(unsafe_code)] // Tasks write disjoint chunks of one slice.
 
-use super::isa::{Isa, multiversion};
+use super::isa::multiversion;
 use super::math::{Function, with_function};
 use super::pool::{Parts, Pool};
 use crate::ops::pointwise::{Activate, Activation, Add, Scale, ScaleRows};
@@ -58,7 +58,7 @@ pub type Output<'a> = (&'a mut [f32], Mode);
 
 /// `y = f(x)`.
 pub fn activate(pool: &Pool, op: &Activate, x: &[f32], y: Output) {
-    let (isa, (y, mode)) = (Isa::detect(), y);
+    let (isa, (y, mode)) = (pool.isa(), y);
     for_chunks(pool, y, CHUNK, |from, y| {
         activate_chunk(isa, op.activation, &x[from..from + y.len()], y, mode);
     });
@@ -66,7 +66,7 @@ pub fn activate(pool: &Pool, op: &Activate, x: &[f32], y: Output) {
 
 /// `d_x = f'(x) d_y`.
 pub fn activate_backward(pool: &Pool, op: &Activate, x: &[f32], d_y: &[f32], d_x: Output) {
-    let (isa, (d_x, mode)) = (Isa::detect(), d_x);
+    let (isa, (d_x, mode)) = (pool.isa(), d_x);
     for_chunks(pool, d_x, CHUNK, |from, d_x| {
         let part = from..from + d_x.len();
         activate_backward_chunk(isa, op.activation, &x[part.clone()], &d_y[part], d_x, mode);
@@ -75,7 +75,7 @@ pub fn activate_backward(pool: &Pool, op: &Activate, x: &[f32], d_y: &[f32], d_x
 
 /// `y = (a + b) scale`.
 pub fn add(pool: &Pool, op: &Add, a: &[f32], b: &[f32], y: Output) {
-    let (isa, (y, mode)) = (Isa::detect(), y);
+    let (isa, (y, mode)) = (pool.isa(), y);
     for_chunks(pool, y, CHUNK, |from, y| {
         let part = from..from + y.len();
         add_chunk(isa, op.scale, &a[part.clone()], &b[part], y, mode);
@@ -84,7 +84,7 @@ pub fn add(pool: &Pool, op: &Add, a: &[f32], b: &[f32], y: Output) {
 
 /// `y = x scale + offset`.
 pub fn scale(pool: &Pool, op: &Scale, x: &[f32], y: Output) {
-    let (isa, (y, mode)) = (Isa::detect(), y);
+    let (isa, (y, mode)) = (pool.isa(), y);
     for_chunks(pool, y, CHUNK, |from, y| {
         scale_chunk(isa, op.scale, op.offset, &x[from..from + y.len()], y, mode);
     });
@@ -92,7 +92,7 @@ pub fn scale(pool: &Pool, op: &Scale, x: &[f32], y: Output) {
 
 /// `y[n] = x[n] s[n, column]`, or divided by it.
 pub fn scale_rows(pool: &Pool, op: &ScaleRows, x: &[f32], s: &[f32], y: Output) {
-    let (isa, (y, mode)) = (Isa::detect(), y);
+    let (isa, (y, mode)) = (pool.isa(), y);
     let chunks = op.len.div_ceil(CHUNK);
     let parts = Parts::new(y);
     pool.run(op.n * chunks, &|task| {

@@ -13,6 +13,8 @@ use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread::JoinHandle;
 
+use super::isa::Isa;
+
 /// Polls of a worker before it sleeps: about 100 microseconds.
 const SPINS: usize = 4000;
 
@@ -127,10 +129,12 @@ impl Shared {
     }
 }
 
-/// Threads that wait for work. Results never depend on their number: callers
-/// split work by shape and combine in order.
+/// Threads that wait for work, and the vector instructions that the work may
+/// use. Results never depend on the number of threads: callers split work by
+/// shape and combine in order.
 pub struct Pool {
     threads: usize,
+    isa: Isa,
     shared: Arc<Shared>,
     workers: Vec<JoinHandle<()>>,
     /// Held by whoever runs a job.
@@ -168,7 +172,18 @@ impl Pool {
                 std::thread::Builder::new().name(format!("langevin-{i}")).spawn(body).ok()
             })
             .collect();
-        Pool { threads, shared, workers, caller: Mutex::new(()) }
+        Pool { threads, isa: Isa::detect(), shared, workers, caller: Mutex::new(()) }
+    }
+
+    /// The same threads with at most these instructions, to test every path.
+    pub fn limited_to(mut self, isa: Isa) -> Self {
+        self.isa = isa.min(Isa::detect());
+        self
+    }
+
+    /// The instructions that kernels run on this pool use.
+    pub fn isa(&self) -> Isa {
+        self.isa
     }
 
     /// Number of threads.

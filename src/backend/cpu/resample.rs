@@ -3,7 +3,7 @@
 //! consecutive input rows and columns. Weights come from a table of four.
 #![allow(unsafe_code)] // Tasks write disjoint rows of one slice.
 
-use super::isa::{Isa, multiversion};
+use super::isa::multiversion;
 use super::pointwise::Output;
 use super::pool::{Parts, Pool};
 use crate::ops::resample::{Edge, Method, Resample};
@@ -135,7 +135,7 @@ fn run(
     (y, mode): Output,
     [oh, ow]: [usize; 2],
 ) {
-    let isa = Isa::detect();
+    let isa = pool.isa();
     let parts = Parts::new(y);
     pool.run(n * oh, &|task| {
         let image = &x[task / oh * h * w * c..][..h * w * c];
