@@ -10,9 +10,11 @@
 //! so queries may be split over tasks at will.
 #![allow(unsafe_code)] // Tasks write disjoint rows of one slice.
 
+use std::ops::Range;
+
 use super::isa::{Isa, multiversion};
 use super::math::exp;
-use super::pointwise::Output;
+use super::pointwise::{Output, for_chunks};
 use super::pool::{Parts, Pool};
 use super::tile::{Matrix, Target, multiply};
 use crate::ops::attention::Attention;
@@ -384,7 +386,8 @@ pub struct Saved<'a> {
 }
 
 /// d_q, d_k, d_v; `None` skips one. A task takes a head: blocks of keys in
-/// order, within each all blocks of queries, five products a pair of blocks.
+/// order, within each all blocks of queries, five products a pair of blocks;
+/// or, where heads are few, a part of one.
 pub fn attention_backward(
     pool: &Pool,
     op: &Attention,
@@ -405,9 +408,21 @@ pub fn attention_backward(
     pack_rows(pool, op, saved.d_o, op.s_q, d_o);
     let (k_keys, v_keys, k, q, d_o) = (&*k_keys, &*v_keys, &*k, &*q, &*d_o);
     let outputs = outputs.map(|o| o.map(|(d, mode)| (Parts::new(d), mode)));
-    let delta = Parts::new(delta);
-    pool.run(heads, &|task| {
-        let head = Head::new(op, task);
+    for_chunks(pool, delta, op.s_q, |from, delta| {
+        let head = Head::new(op, from / op.s_q);
+        for (i, delta) in delta.iter_mut().enumerate() {
+            let at = head.q + i * head.row;
+            *delta = dot(isa, &saved.o[at..at + dim], &saved.d_o[at..at + dim]);
+        }
+    });
+    let delta = &*delta;
+    // With too few heads for the threads, blocks of keys make d_k and d_v and
+    // blocks of queries d_q: two products more, the same sums in the same order.
+    let (blocks_k, blocks_q) = (op.s_kv.div_ceil(BLOCK), op.s_q.div_ceil(QUERIES));
+    let whole = heads >= pool.threads();
+    let parts = if whole { 1 } else { blocks_k + blocks_q };
+    pool.run(heads * parts, &|task| {
+        let (head, part) = (Head::new(op, task / parts), task % parts);
         let panels = head.index * packed_len(op)..(head.index + 1) * packed_len(op);
         let packed = Packed {
             k_keys: &k_keys[panels.clone()],
@@ -415,10 +430,20 @@ pub fn attention_backward(
             k: Panels::of(op, k, op.s_kv, head),
             q: Panels::of(op, q, op.s_q, head),
             d_o: Panels::of(op, d_o, op.s_q, head),
+            delta: &delta[head.index * op.s_q..(head.index + 1) * op.s_q],
         };
-        // SAFETY: each task has its own head.
-        let delta = unsafe { delta.part(head.index * op.s_q, op.s_q) };
-        head_backward(isa, op, head, saved, &packed, &outputs, delta);
+        let (all_k, all_q) = (0..blocks_k, 0..blocks_q);
+        let [d_q, d_k, d_v] = outputs;
+        let (blocks, outputs) = if whole {
+            ([all_k, all_q], outputs)
+        } else if part < blocks_k {
+            ([part..part + 1, all_q], [None, d_k, d_v])
+        } else {
+            ([all_k, part - blocks_k..part - blocks_k + 1], [d_q, None, None])
+        };
+        if outputs.iter().any(Option::is_some) {
+            head_backward(isa, op, head, saved, &packed, blocks, &outputs);
+        }
     });
 }
 
@@ -431,22 +456,21 @@ struct Packed<'a> {
     k: Panels<'a>,
     q: Panels<'a>,
     d_o: Panels<'a>,
+    /// `sum d_o o` of each query.
+    delta: &'a [f32],
 }
 
+/// Goes over the given blocks of keys and of queries of a head.
 fn head_backward(
     isa: Isa,
     op: &Attention,
     head: Head,
     saved: &Saved,
     packed: &Packed,
+    [blocks_k, blocks_q]: [Range<usize>; 2],
     [d_q, d_k, d_v]: &[Option<(Parts<f32>, Mode)>; 3],
-    delta: &mut [f32],
 ) {
     let dim = op.head_dim;
-    for (i, delta) in delta.iter_mut().enumerate() {
-        let at = head.q + i * head.row;
-        *delta = dot(isa, &saved.o[at..at + dim], &saved.d_o[at..at + dim]);
-    }
     let mut scores = Scores([0.0; QUERIES * BLOCK]);
     let mut d_scores = Scores([0.0; QUERIES * BLOCK]);
     // Adds A B into m rows of an output, the first of them at `start`.
@@ -460,12 +484,12 @@ fn head_backward(
         let Some((d, mode)) = output else { return };
         let start = d.strided(start, (m - 1) * head.row + dim);
         let target = Target { start, row: head.row };
-        // SAFETY: the head's channels are this task's own.
+        // SAFETY: the head's channels of these rows are this task's own.
         unsafe { b.multiply(isa, m, a, rows, target, !first || *mode == Mode::Add) };
     };
     let blocks = Keys::blocks(op, packed.k_keys).zip(Keys::blocks(op, packed.v_keys));
-    for (keys, keys_of_v) in blocks {
-        for first in (0..op.s_q).step_by(QUERIES) {
+    for (keys, keys_of_v) in blocks.take(blocks_k.end).skip(blocks_k.start) {
+        for first in blocks_q.clone().map(|block| block * QUERIES) {
             let queries = QUERIES.min(op.s_q - first);
             let rows_q = head.tokens(saved.q, head.q, first);
             let rows_d_o = head.tokens(saved.d_o, head.q, first);
@@ -475,7 +499,7 @@ fn head_backward(
                 let row = i * BLOCK..i * BLOCK + keys.width();
                 let (s, d) = (&mut scores.0[row.clone()], &mut d_scores.0[row]);
                 let lse = saved.lse[head.index * op.s_q + first + i];
-                gradient_row(isa, s, d, keys.count, op.scale, lse, delta[first + i]);
+                gradient_row(isa, s, d, keys.count, op.scale, lse, packed.delta[first + i]);
             }
             let upright = |s| Matrix { data: s, start: 0, row: BLOCK, column: 1 };
             let turned = |s| Matrix { data: s, start: 0, row: 1, column: BLOCK };
