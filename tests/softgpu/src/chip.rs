@@ -105,7 +105,7 @@ impl Chip {
             78..=80 => 1,
             81 => self.shared_per_sm,
             82 => REGISTERS,
-            83 => 1,
+            83 => 0,
             84 | 85 => 0,
             // Pageable and concurrent managed access: not offered.
             88 | 89 => 0,

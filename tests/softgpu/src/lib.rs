@@ -16,6 +16,7 @@
 
 pub mod chip;
 
+pub mod driver;
 pub mod exec;
 pub mod finding;
 pub mod gpu;

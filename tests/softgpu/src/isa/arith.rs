@@ -2,6 +2,7 @@
 
 use super::builder::{FnBuilder, Result};
 use super::lanes::{bin, tern, un};
+use super::preds::{lop3_any, pred_and, pred_not, pred_or, pred_xor};
 use super::*;
 use crate::ptx::ast::{Operand, Type};
 
@@ -611,64 +612,4 @@ fn bfe_signed(a: i64, b: u32, c: u32, width: u32) -> i64 {
     let keep = (1i64 << len) - 1;
     let within = if pos + len > width { (1i64 << (width.saturating_sub(pos))) - 1 } else { keep };
     (v & within & keep) | (sign & !(within & keep))
-}
-
-unsafe fn lop3_any(r: *mut u32, _p: *mut u32, i: &Instr, m: u32) {
-    // SAFETY: operand offsets are inside the frame, as for every lane loop.
-    unsafe {
-        for l in (0..32).filter(|l| m >> l & 1 != 0) {
-            let a = *r.add(i.a as usize + l);
-            let b = *r.add(i.b as usize + l);
-            let c = *r.add(i.c as usize + l);
-            let mut d = 0;
-            for k in 0..8u32 {
-                if i.imm >> k & 1 != 0 {
-                    let x = if k & 4 != 0 { a } else { !a };
-                    let y = if k & 2 != 0 { b } else { !b };
-                    let z = if k & 1 != 0 { c } else { !c };
-                    d |= x & y & z;
-                }
-            }
-            *r.add(i.d as usize + l) = d;
-        }
-    }
-}
-
-/// Lanes of predicate operand `x` (index * 2 + negated).
-///
-/// # Safety
-/// `p` starts the predicate frame.
-#[inline(always)]
-pub unsafe fn read_pred(p: *mut u32, x: u32) -> u32 {
-    // SAFETY: the caller's promise.
-    let v = unsafe { *p.add((x >> 1) as usize) };
-    if x & 1 != 0 { !v } else { v }
-}
-
-macro_rules! pred_op {
-    ($name:ident, |$a:ident, $b:ident| $e:expr) => {
-        unsafe fn $name(_r: *mut u32, p: *mut u32, i: &Instr, m: u32) {
-            // SAFETY: predicate indices are inside the frame.
-            unsafe {
-                let $a = read_pred(p, i.a);
-                let $b = read_pred(p, i.b);
-                let d = p.add(i.d as usize);
-                *d = (*d & !m) | ($e & m);
-            }
-        }
-    };
-}
-
-pred_op!(pred_and, |a, b| a & b);
-pred_op!(pred_or, |a, b| a | b);
-pred_op!(pred_xor, |a, b| a ^ b);
-
-/// Copy or negation of one predicate.
-pub(super) unsafe fn pred_not(_r: *mut u32, p: *mut u32, i: &Instr, m: u32) {
-    // SAFETY: predicate indices are inside the frame.
-    unsafe {
-        let a = !read_pred(p, i.a);
-        let d = p.add(i.d as usize);
-        *d = (*d & !m) | (a & m);
-    }
 }

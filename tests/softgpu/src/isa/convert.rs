@@ -1,9 +1,9 @@
 //! cvt, mov, cvta and other moves.
 
-use super::arith::pred_not;
 use super::builder::{FnBuilder, Result, Symbol, Width};
 use super::float::rounding;
 use super::lanes::{bin, un};
+use super::preds::pred_not;
 use super::softfloat::*;
 use super::*;
 use crate::memory::{LOCAL_WINDOW, SHARED_WINDOW};

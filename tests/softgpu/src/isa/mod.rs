@@ -12,6 +12,7 @@ pub mod lanes;
 mod link;
 mod mem;
 mod packed;
+mod preds;
 pub mod softfloat;
 mod warp;
 

@@ -1,4 +1,5 @@
 //! What the tests share: the CUDA compiler, its cached output, a small host side.
+#![allow(unsafe_code)] // Plain data seen as bytes.
 #![allow(dead_code)] // Each test binary uses its part.
 
 use std::collections::hash_map::DefaultHasher;

@@ -1,0 +1,507 @@
+//! cudarc, unmodified, on the software GPU: each test runs in a process of its own, with the
+//! library preloaded so that a later `dlopen("libcuda.so")` finds it by its soname.
+#![allow(unsafe_code)] // dlopen, launches, environment.
+
+use std::ffi::CString;
+use std::os::unix::ffi::OsStrExt;
+use std::path::PathBuf;
+use std::process::{Command, Output};
+use std::sync::Arc;
+
+use cudarc::driver::{
+    CudaContext, CudaFunction, CudaSlice, CudaStream, DriverError, LaunchConfig, PushKernelArg, sys,
+};
+
+/// Adds a number to every element; a second kernel reads its input, a third runs forever, a fourth
+/// stores past the end.
+const PTX: &str = r#"
+.version 8.0
+.target sm_80
+.address_size 64
+.global .align 4 .u32 counter = 7;
+.visible .entry add(.param .u64 add_0, .param .f32 add_1, .param .u32 add_2)
+{
+    .reg .pred %p<2>;
+    .reg .b32 %r<6>;
+    .reg .f32 %f<4>;
+    .reg .b64 %rd<4>;
+    ld.param.u64 %rd1, [add_0];
+    ld.param.f32 %f1, [add_1];
+    ld.param.u32 %r1, [add_2];
+    mov.u32 %r2, %ctaid.x;
+    mov.u32 %r3, %ntid.x;
+    mov.u32 %r4, %tid.x;
+    mad.lo.s32 %r5, %r2, %r3, %r4;
+    setp.ge.u32 %p1, %r5, %r1;
+    @%p1 bra $done;
+    mul.wide.u32 %rd2, %r5, 4;
+    add.s64 %rd3, %rd1, %rd2;
+    ld.global.f32 %f2, [%rd3];
+    add.f32 %f3, %f2, %f1;
+    st.global.f32 [%rd3], %f3;
+$done:
+    ret;
+}
+.visible .entry forever()
+{
+$loop:
+    bra $loop;
+}
+.visible .entry beyond(.param .u64 beyond_0)
+{
+    .reg .b32 %r<2>;
+    .reg .b64 %rd<2>;
+    ld.param.u64 %rd1, [beyond_0];
+    mov.u32 %r1, 5;
+    st.global.u32 [%rd1+400], %r1;
+    ret;
+}
+.visible .entry shared(.param .u64 shared_0)
+{
+    .reg .b32 %r<4>;
+    .reg .b64 %rd<2>;
+    .extern .shared .align 16 .b8 dynamic[];
+    ld.param.u64 %rd1, [shared_0];
+    mov.u32 %r1, %dynamic_smem_size;
+    mov.u32 %r2, dynamic;
+    add.s32 %r2, %r2, %r1;
+    st.shared.u32 [%r2+-4], %r1;
+    ld.shared.u32 %r3, [%r2+-4];
+    st.global.u32 [%rd1], %r3;
+    ret;
+}
+"#;
+
+fn library() -> PathBuf {
+    let exe = std::env::current_exe().expect("path of the test");
+    let deps = exe.parent().expect("deps folder");
+    [deps, deps.parent().expect("profile folder")]
+        .iter()
+        .map(|d| d.join("libsoftgpu.so"))
+        .find(|p| p.exists())
+        .expect("libsoftgpu.so beside the test")
+}
+
+fn preload() {
+    let path = CString::new(library().as_os_str().as_bytes()).expect("path");
+    // SAFETY: loading the library under test.
+    let handle = unsafe { libc::dlopen(path.as_ptr(), libc::RTLD_NOW | libc::RTLD_GLOBAL) };
+    assert!(!handle.is_null(), "libsoftgpu.so does not load");
+}
+
+/// Runs `body` in a child process with these variables and returns what it said.
+fn isolated(name: &str, env: &[(&str, &str)], body: impl FnOnce()) -> Option<Output> {
+    if std::env::var("SOFTGPU_TEST_CHILD").is_ok_and(|v| v == name) {
+        preload();
+        body();
+        return None;
+    }
+    let exe = std::env::current_exe().expect("path of the test");
+    let mut command = Command::new(exe);
+    command.args([name, "--exact", "--nocapture", "--test-threads=1"]);
+    command.env("SOFTGPU_TEST_CHILD", name).envs(env.iter().copied());
+    let output = command.output().expect("child runs");
+    let text = String::from_utf8_lossy(&output.stderr).into_owned();
+    let out = String::from_utf8_lossy(&output.stdout).into_owned();
+    assert!(output.status.success(), "{name}:\n{out}\n{text}");
+    assert!(out.contains("1 passed"), "{name} did not run in the child");
+    Some(output)
+}
+
+fn stderr(output: &Output) -> String {
+    String::from_utf8_lossy(&output.stderr).into_owned()
+}
+
+struct Device {
+    ctx: Arc<CudaContext>,
+    stream: Arc<CudaStream>,
+}
+
+impl Device {
+    fn new() -> Device {
+        let ctx = CudaContext::new(0).expect("context");
+        let stream = ctx.new_stream().expect("stream");
+        Device { ctx, stream }
+    }
+
+    fn function(&self, name: &str) -> CudaFunction {
+        let module = self.ctx.load_module(cudarc::nvrtc::Ptx::from_src(PTX)).expect("module");
+        module.load_function(name).expect("function")
+    }
+}
+
+fn add(
+    stream: &Arc<CudaStream>,
+    f: &CudaFunction,
+    x: &mut CudaSlice<f32>,
+    v: f32,
+) -> Result<(), DriverError> {
+    let n = x.len() as u32;
+    let mut launch = stream.launch_builder(f);
+    launch.arg(x).arg(&v).arg(&n);
+    // SAFETY: the arguments match the kernel.
+    unsafe { launch.launch(LaunchConfig::for_num_elems(n)) }.map(|_| ())
+}
+
+#[test]
+fn device_answers_by_its_own_name() {
+    isolated("device_answers_by_its_own_name", &[("SOFTGPU_CC", "8.6")], || {
+        let d = Device::new();
+        assert_eq!(d.ctx.name().expect("name"), "softgpu 8.6");
+        assert_eq!(d.ctx.compute_capability().expect("capability"), (8, 6));
+        let major = sys::CUdevice_attribute::CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MAJOR;
+        assert_eq!(d.ctx.attribute(major).expect("attribute"), 8);
+        let optin = sys::CUdevice_attribute::CU_DEVICE_ATTRIBUTE_MAX_SHARED_MEMORY_PER_BLOCK_OPTIN;
+        assert_eq!(d.ctx.attribute(optin).expect("attribute"), 99 << 10);
+    });
+}
+
+#[test]
+fn every_symbol_cudarc_can_ask_for_is_exported() {
+    isolated("every_symbol_cudarc_can_ask_for_is_exported", &[], || {
+        let list = include_str!("driver-symbols.txt");
+        assert_eq!(list.lines().count(), 100);
+        let path = CString::new("libcuda.so").expect("name");
+        // SAFETY: finds the preloaded library by its soname; looks symbols up.
+        unsafe {
+            let handle = libc::dlopen(path.as_ptr(), libc::RTLD_NOW);
+            assert!(!handle.is_null());
+            for name in list.lines() {
+                let symbol = CString::new(name).expect("symbol");
+                assert!(!libc::dlsym(handle, symbol.as_ptr()).is_null(), "{name} is missing");
+            }
+        }
+    });
+}
+
+#[test]
+fn copies_and_launches_round_trip() {
+    for mode in ["eager", "late"] {
+        isolated("copies_and_launches_round_trip", &[("SOFTGPU_ASYNC", mode)], || {
+            let d = Device::new();
+            let f = d.function("add");
+            let host: Vec<f32> = (0..1000).map(|i| i as f32).collect();
+            let mut x = d.stream.clone_htod(&host).expect("upload");
+            add(&d.stream, &f, &mut x, 0.5).expect("launch");
+            add(&d.stream, &f, &mut x, 1.0).expect("launch");
+            let back = d.stream.clone_dtoh(&x).expect("download");
+            assert!(back.iter().zip(&host).all(|(b, h)| *b == h + 1.5));
+            let zeros = d.stream.alloc_zeros::<f32>(33).expect("zeros");
+            assert_eq!(d.stream.clone_dtoh(&zeros).expect("download"), vec![0.0; 33]);
+            let copy = d.stream.clone_dtod(&x).expect("copy");
+            assert_eq!(d.stream.clone_dtoh(&copy).expect("download"), back);
+        });
+    }
+}
+
+#[test]
+fn two_streams_meet_at_events() {
+    for seed in ["0", "1", "2"] {
+        isolated("two_streams_meet_at_events", &[("SOFTGPU_SEED", seed)], || {
+            let d = Device::new();
+            let f = d.function("add");
+            let other = d.ctx.new_stream().expect("stream");
+            let mut x = d.stream.alloc_zeros::<f32>(256).expect("zeros");
+            for k in 0..10 {
+                let stream = if k % 2 == 0 { &d.stream } else { &other };
+                add(stream, &f, &mut x, 1.0).expect("launch");
+                let event = stream.record_event(None).expect("event");
+                let next = if k % 2 == 0 { &other } else { &d.stream };
+                next.wait(&event).expect("wait");
+            }
+            let back = d.stream.clone_dtoh(&x).expect("download");
+            assert_eq!(back, vec![10.0; 256]);
+        });
+    }
+}
+
+#[test]
+fn missing_synchronisation_is_seen_by_the_host() {
+    // Pinned memory read by the host before the stream was waited for: late mode has not copied.
+    isolated("missing_synchronisation_is_seen_by_the_host", &[("SOFTGPU_ASYNC", "late")], || {
+        let d = Device::new();
+        let x = d.stream.clone_htod(&[1.0f32; 64]).expect("upload");
+        d.stream.synchronize().expect("synchronize");
+        use cudarc::driver::DevicePtr;
+        let (address, _guard) = x.device_ptr(&d.stream);
+        // SAFETY: pinned memory of 256 bytes, filled, then the target of a copy.
+        unsafe {
+            let p = cudarc::driver::result::malloc_host(256, 0).expect("pinned").cast::<f32>();
+            p.write_bytes(0, 64);
+            let pinned = std::slice::from_raw_parts_mut(p, 64);
+            cudarc::driver::result::memcpy_dtoh_async(pinned, address, d.stream.cu_stream())
+                .expect("copy");
+            assert_eq!(pinned[0], 0.0, "the copy must not have happened yet");
+            d.stream.synchronize().expect("synchronize");
+            assert_eq!(pinned[0], 1.0);
+            cudarc::driver::result::free_host(p.cast()).expect("free");
+        }
+    });
+}
+
+#[test]
+fn graph_capture_replays() {
+    isolated("graph_capture_replays", &[], || {
+        let d = Device::new();
+        // SAFETY: one stream; no events are needed to order its work.
+        unsafe { d.ctx.disable_event_tracking() };
+        let f = d.function("add");
+        let mut x = d.stream.alloc_zeros::<f32>(100).expect("zeros");
+        d.stream.synchronize().expect("synchronize");
+        let mode = sys::CUstreamCaptureMode::CU_STREAM_CAPTURE_MODE_THREAD_LOCAL;
+        d.stream.begin_capture(mode).expect("begin");
+        add(&d.stream, &f, &mut x, 1.0).expect("launch");
+        add(&d.stream, &f, &mut x, 2.0).expect("launch");
+        let graph =
+            d.stream.end_capture(sys::CUgraphInstantiate_flags(0)).expect("end").expect("graph");
+        assert_eq!(d.stream.clone_dtoh(&x).expect("download"), vec![0.0; 100]);
+        graph.upload().expect("upload");
+        for _ in 0..5 {
+            graph.launch().expect("launch");
+        }
+        assert_eq!(d.stream.clone_dtoh(&x).expect("download"), vec![15.0; 100]);
+    });
+}
+
+#[test]
+fn capture_errors_are_the_hardwares() {
+    isolated("capture_errors_are_the_hardwares", &[], || {
+        let d = Device::new();
+        let mode = sys::CUstreamCaptureMode::CU_STREAM_CAPTURE_MODE_THREAD_LOCAL;
+        let flags = sys::CUgraphInstantiate_flags(0);
+        let code = |e: DriverError| e.0 as u32;
+        // 900: waiting for a capturing stream; 901: the capture is spoilt by it.
+        d.stream.begin_capture(mode).expect("begin");
+        assert_eq!(d.stream.synchronize().map_err(code), Err(900));
+        assert_eq!(d.stream.end_capture(flags).map(|_| ()).map_err(code), Err(901));
+        // 905: waiting in a capture for work outside.
+        let other = d.ctx.new_stream().expect("stream");
+        let event = other.record_event(None).expect("event");
+        d.stream.begin_capture(mode).expect("begin");
+        assert_eq!(d.stream.wait(&event).map_err(code), Err(905));
+        assert_eq!(d.stream.end_capture(flags).map(|_| ()).map_err(code), Err(901));
+        // 907: the host waits for an event of a capture.
+        d.stream.begin_capture(mode).expect("begin");
+        let inside = d.stream.record_event(None).expect("event");
+        assert_eq!(inside.synchronize().map_err(code), Err(907));
+        assert_eq!(d.stream.end_capture(flags).map(|_| ()).map_err(code), Err(901));
+        // 906: the legacy stream would depend on a capturing blocking stream.
+        // SAFETY: raw calls with valid handles.
+        unsafe {
+            let mut blocking = std::ptr::null_mut();
+            assert_eq!(sys::cuStreamCreate(&mut blocking, 0) as u32, 0);
+            assert_eq!(
+                sys::cuStreamBeginCapture_v2(
+                    blocking,
+                    sys::CUstreamCaptureMode::CU_STREAM_CAPTURE_MODE_RELAXED
+                ) as u32,
+                0
+            );
+            assert_eq!(sys::cuStreamSynchronize(std::ptr::null_mut()) as u32, 906);
+            let mut graph = std::ptr::null_mut();
+            assert_eq!(sys::cuStreamEndCapture(blocking, &mut graph) as u32, 901);
+            assert_eq!(sys::cuStreamDestroy_v2(blocking) as u32, 0);
+        }
+    });
+}
+
+#[test]
+fn out_of_memory_is_an_error_not_a_crash() {
+    isolated("out_of_memory_is_an_error_not_a_crash", &[("SOFTGPU_MEMORY", "1048576")], || {
+        let d = Device::new();
+        let big = d.stream.alloc_zeros::<u8>(2 << 20).map(|_| ()).map_err(|e| e.0 as u32);
+        assert_eq!(big, Err(2));
+        let small = d.stream.alloc_zeros::<u8>(1 << 19);
+        assert!(small.is_ok());
+    });
+}
+
+#[test]
+fn bad_launches_are_refused() {
+    isolated("bad_launches_are_refused", &[], || {
+        let d = Device::new();
+        let f = d.function("add");
+        let mut x = d.stream.alloc_zeros::<f32>(10).expect("zeros");
+        let (v, n) = (1.0f32, 10u32);
+        let bad = [
+            LaunchConfig { grid_dim: (1, 1, 1), block_dim: (2048, 1, 1), shared_mem_bytes: 0 },
+            LaunchConfig { grid_dim: (0, 1, 1), block_dim: (32, 1, 1), shared_mem_bytes: 0 },
+            LaunchConfig { grid_dim: (1, 1, 1), block_dim: (32, 1, 1), shared_mem_bytes: 64 << 10 },
+        ];
+        for config in bad {
+            let mut launch = d.stream.launch_builder(&f);
+            launch.arg(&mut x).arg(&v).arg(&n);
+            // SAFETY: the arguments match; the shape is what is refused.
+            let code = unsafe { launch.launch(config) }.map(|_| ()).map_err(|e| e.0 as u32);
+            assert_eq!(code, Err(1));
+        }
+        // With the attribute raised the same shared memory is granted.
+        let g = d.function("shared");
+        let most = sys::CUfunction_attribute_enum::CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES;
+        g.set_attribute(most, 64 << 10).expect("attribute");
+        let mut out = d.stream.alloc_zeros::<u32>(1).expect("zeros");
+        let mut launch = d.stream.launch_builder(&g);
+        launch.arg(&mut out);
+        let config = LaunchConfig { block_dim: (1, 1, 1), ..bad[2] };
+        // SAFETY: the arguments match.
+        unsafe { launch.launch(config) }.map(|_| ()).expect("launch");
+        assert_eq!(d.stream.clone_dtoh(&out).expect("download"), [64 << 10]);
+    });
+}
+
+#[test]
+fn a_store_past_the_end_is_named_and_sticks() {
+    let output = isolated("a_store_past_the_end_is_named_and_sticks", &[], || {
+        let d = Device::new();
+        let f = d.function("beyond");
+        let mut x = d.stream.alloc_zeros::<f32>(100).expect("zeros");
+        let mut launch = d.stream.launch_builder(&f);
+        launch.arg(&mut x);
+        let config =
+            LaunchConfig { grid_dim: (1, 1, 1), block_dim: (1, 1, 1), shared_mem_bytes: 0 };
+        // SAFETY: the arguments match; the kernel's defect is the point.
+        unsafe { launch.launch(config) }.map(|_| ()).expect("the launch itself is accepted");
+        assert_eq!(d.stream.synchronize().map_err(|e| e.0 as u32), Err(700));
+        assert_eq!(d.stream.synchronize().map_err(|e| e.0 as u32), Err(700));
+        std::process::exit(finish());
+    });
+    if let Some(output) = output {
+        let text = stderr(&output);
+        assert!(text.contains("out-of-bounds"), "{text}");
+        assert!(text.contains("kernel beyond"), "{text}");
+        assert!(text.contains("0 bytes past the end"), "{text}");
+    }
+}
+
+/// A child that cannot drop its context (the error sticks) ends here, as passed.
+fn finish() -> i32 {
+    println!("1 passed");
+    0
+}
+
+#[test]
+fn a_kernel_that_never_ends_is_stopped() {
+    let output =
+        isolated("a_kernel_that_never_ends_is_stopped", &[("SOFTGPU_MAX_STEPS", "100000")], || {
+            let d = Device::new();
+            let f = d.function("forever");
+            let config =
+                LaunchConfig { grid_dim: (1, 1, 1), block_dim: (32, 1, 1), shared_mem_bytes: 0 };
+            // SAFETY: no arguments.
+            unsafe { d.stream.launch_builder(&f).launch(config) }.map(|_| ()).expect("launch");
+            assert_eq!(d.stream.synchronize().map_err(|e| e.0 as u32), Err(702));
+            std::process::exit(finish());
+        });
+    if let Some(output) = output {
+        assert!(stderr(&output).contains("step-limit"), "{}", stderr(&output));
+    }
+}
+
+#[test]
+fn injected_faults_hit_the_named_call() {
+    let env = [("SOFTGPU_FAULT", "cuMemAllocAsync:2:2,cuLaunchKernel:1:719")];
+    isolated("injected_faults_hit_the_named_call", &env, || {
+        let d = Device::new();
+        let mut first = d.stream.alloc_zeros::<f32>(10).expect("the first allocation is spared");
+        assert_eq!(d.stream.alloc_zeros::<f32>(10).map(|_| ()).map_err(|e| e.0 as u32), Err(2));
+        let f = d.function("add");
+        assert_eq!(add(&d.stream, &f, &mut first, 1.0).map_err(|e| e.0 as u32), Err(719));
+        add(&d.stream, &f, &mut first, 1.0).expect("the second launch is spared");
+        assert_eq!(d.stream.clone_dtoh(&first).expect("download"), vec![1.0; 10]);
+    });
+}
+
+#[test]
+fn a_malformed_module_is_invalid_ptx_and_a_cubin_has_no_binary() {
+    isolated("a_malformed_module_is_invalid_ptx_and_a_cubin_has_no_binary", &[], || {
+        let d = Device::new();
+        let bad = PTX.replace("add.f32", "frobnicate.f32");
+        let code = |text: &str| {
+            d.ctx
+                .load_module(cudarc::nvrtc::Ptx::from_src(text))
+                .map(|_| ())
+                .map_err(|e| e.0 as u32)
+        };
+        assert_eq!(code(&bad), Err(218));
+        assert_eq!(code("hello"), Err(218));
+        assert_eq!(code(&PTX.replace("sm_80", "sm_90")), Err(209));
+        let elf = [0x7fu8, b'E', b'L', b'F', 0, 0, 0, 0];
+        let mut log = [0u8; 256];
+        // SAFETY: the image has its magic; the options describe the buffer.
+        unsafe {
+            let mut module = std::ptr::null_mut();
+            let result = sys::cuModuleLoadData(&mut module, elf.as_ptr().cast());
+            assert_eq!(result as u32, 209);
+            let text = CString::new(bad).expect("text");
+            let mut options = [
+                sys::CUjit_option_enum::CU_JIT_ERROR_LOG_BUFFER,
+                sys::CUjit_option_enum::CU_JIT_ERROR_LOG_BUFFER_SIZE_BYTES,
+            ];
+            let mut values = [log.as_mut_ptr().cast(), log.len() as *mut std::ffi::c_void];
+            let result = sys::cuModuleLoadDataEx(
+                &mut module,
+                text.as_ptr().cast(),
+                2,
+                options.as_mut_ptr(),
+                values.as_mut_ptr(),
+            );
+            assert_eq!(result as u32, 218);
+        }
+        let log = String::from_utf8_lossy(&log);
+        assert!(log.contains("ptx line 24") && log.contains("frobnicate"), "{log}");
+    });
+}
+
+#[test]
+fn leaks_are_reported_when_the_context_ends() {
+    let output = isolated("leaks_are_reported_when_the_context_ends", &[], || {
+        let d = Device::new();
+        let x = d.stream.alloc_zeros::<f32>(10).expect("zeros");
+        let _ = x.leak();
+        drop(d);
+    });
+    if let Some(output) = output {
+        assert!(stderr(&output).contains("leak: 1 allocations (40 bytes)"), "{}", stderr(&output));
+    }
+}
+
+#[test]
+fn freeing_twice_is_named() {
+    let output = isolated("freeing_twice_is_named", &[], || {
+        let _d = Device::new();
+        // SAFETY: raw calls; the second free is the point.
+        unsafe {
+            let p = cudarc::driver::result::malloc_sync(64).expect("alloc");
+            cudarc::driver::result::free_sync(p).expect("free");
+            let code = cudarc::driver::result::free_sync(p).map_err(|e| e.0 as u32);
+            assert_eq!(code, Err(1));
+        }
+    });
+    if let Some(output) = output {
+        assert!(stderr(&output).contains("double-free"), "{}", stderr(&output));
+    }
+}
+
+#[test]
+fn the_report_is_written() {
+    let path = std::env::temp_dir().join(format!("softgpu-report-{}.json", std::process::id()));
+    let text = path.to_string_lossy().into_owned();
+    let output = isolated("the_report_is_written", &[("SOFTGPU_REPORT", &text)], || {
+        let d = Device::new();
+        let f = d.function("add");
+        let mut x = d.stream.alloc_zeros::<f32>(1024).expect("zeros");
+        add(&d.stream, &f, &mut x, 1.0).expect("launch");
+        d.stream.synchronize().expect("synchronize");
+    });
+    if output.is_some() {
+        let json = std::fs::read_to_string(&path).expect("report");
+        std::fs::remove_file(&path).expect("report");
+        let json: serde_json::Value = serde_json::from_str(&json).expect("json");
+        let add = &json["kernels"]["add"];
+        assert_eq!(add["global_load"]["requests"], 32);
+        assert_eq!(add["global_load"]["sectors_per_request"], 4.0);
+        assert_eq!(add["global_load"]["sector_efficiency"], 1.0);
+        assert_eq!(add["unique_bytes_read"], 4096);
+        assert_eq!(add["unique_bytes_written"], 4096);
+    }
+}
