@@ -3,7 +3,7 @@
 
 use std::sync::atomic::{AtomicU32, AtomicU64, Ordering::SeqCst};
 
-use super::access::{sectors, wavefronts};
+use super::addresses::{addresses, sectors, wavefronts};
 use super::state::{AccessTable, Context, Fault, Warp};
 use crate::finding::FindingKind;
 use crate::isa::softfloat::{bf16_to_f32, f16_to_f32, f32_to_bf16, f32_to_f16, nan32, nan64};
@@ -138,9 +138,9 @@ impl Context<'_> {
         let op = self.program.atoms[k as usize];
         let bytes = u64::from(op.ty.bytes());
         // SAFETY: run_path passes the frame of the instruction.
-        let mut a = unsafe { self.addresses(r, &op.addr) };
+        let mut a = unsafe { addresses(r, &op.addr) };
         let parts = self.resolve(op.space, &mut a, m);
-        self.check_aligned(warp, &a, m, bytes, pc)?;
+        self.aligned_pattern(warp, &a, m, bytes, pc)?;
         let start = (self.random() & 31) as u32;
         let index = self.access_index(AccessTable::Atom, k);
         for (space, part) in parts {

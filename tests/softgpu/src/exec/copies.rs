@@ -2,15 +2,11 @@
 //! the destination is out of bounds for everyone.
 #![allow(unsafe_code)] // Memory and registers are raw.
 
-use super::access::sectors;
+use super::addresses::{addresses, lanes, sectors};
 use super::state::{AccessTable, Context, Fault, PendingCopy, Warp};
 use crate::finding::FindingKind;
 use crate::isa::MemSpace;
 use crate::memory::{GLOBAL_BASE, SHARED_WINDOW, bits};
-
-fn lanes(m: u32) -> impl Iterator<Item = usize> {
-    (0..32).filter(move |l| m >> l & 1 != 0)
-}
 
 impl Context<'_> {
     /// Issues a cp.async.
@@ -32,7 +28,7 @@ impl Context<'_> {
                 let v = *p.add((op.ignore >> 1) as usize);
                 if op.ignore & 1 != 0 { !v } else { v }
             };
-            (self.addresses(r, &op.dst), self.addresses(r, &op.src), ignore)
+            (addresses(r, &op.dst), addresses(r, &op.src), ignore)
         };
         for d in &mut dst {
             if *d >> 32 == SHARED_WINDOW >> 32 {
@@ -43,7 +39,7 @@ impl Context<'_> {
             debug_assert!(space == MemSpace::Global && part == m);
         }
         let bytes = u64::from(op.bytes);
-        self.check_aligned(warp, &dst, m, bytes, pc)?;
+        self.aligned_pattern(warp, &dst, m, bytes, pc)?;
         let vars = &self.program.shared_vars;
         let mut read = 0u32;
         let mut asked = 0;

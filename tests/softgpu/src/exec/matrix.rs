@@ -1,6 +1,7 @@
 //! ldmatrix, stmatrix and mma.sync.
 #![allow(unsafe_code)] // Registers and shared memory are raw.
 
+use super::addresses::addresses;
 use super::state::{AccessTable, Context, Fault, Warp};
 use super::tensor;
 use crate::isa::softfloat::{bf16_to_f32, f16_to_f32, f32_to_f16};
@@ -15,7 +16,7 @@ impl Context<'_> {
         let op = self.program.matrices[k as usize];
         let is_load = matches!(self.program.code[pc as usize].op, Op::LdMatrix(_));
         // SAFETY: run_path passes the frame of the instruction.
-        let mut a = unsafe { self.addresses(r, &op.addr) };
+        let mut a = unsafe { addresses(r, &op.addr) };
         for x in &mut a {
             if *x >> 32 == SHARED_WINDOW >> 32 {
                 *x -= SHARED_WINDOW;
@@ -23,7 +24,7 @@ impl Context<'_> {
         }
         let rows = 8 * op.count;
         let mask = if rows == 32 { u32::MAX } else { (1 << rows) - 1 };
-        self.check_aligned(warp, &a, mask, 16, pc)?;
+        self.aligned_pattern(warp, &a, mask, 16, pc)?;
         let mut waves = 0;
         for j in 0..op.count as usize {
             // 8 rows of 16 bytes, consecutive in the best case; each is read by the four lanes of
@@ -61,7 +62,7 @@ impl Context<'_> {
                     }
                 }
             }
-            waves += super::access::wavefronts(&a, 0xff << (8 * j), 16);
+            waves += super::addresses::wavefronts(&a, 0xff << (8 * j), 16);
         }
         if is_load {
             // SAFETY: every row was checked; registers lie inside the frame.

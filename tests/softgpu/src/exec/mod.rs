@@ -2,12 +2,16 @@
 #![allow(unsafe_code)] // Warps live in raw register storage.
 
 mod access;
+mod addresses;
 mod atomics;
 mod block;
 mod copies;
 pub mod counters;
+mod global;
+mod local;
 mod matrix;
 mod printf;
+mod shared;
 mod state;
 mod step;
 mod sync;
@@ -161,7 +165,8 @@ impl Executor {
     }
 
     fn return_worker(&self, context: Context<'_>, warps: Vec<Warp>) -> Part {
-        let Context { shared, local, local_init, hits, accesses, .. } = context;
+        let Context { mut shared, local, local_init, hits, accesses, clock, .. } = context;
+        shared.finish(clock);
         if let Ok(mut idle) = self.idle.lock() {
             idle.push(Worker { shared, local, local_init, warps });
         }

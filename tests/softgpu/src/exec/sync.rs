@@ -1,16 +1,13 @@
 //! Barriers, warp-wide exchanges, calls.
 #![allow(unsafe_code)] // Registers are raw lane arrays.
 
+use super::addresses::lanes;
 use super::state::{Barrier, Context, Fault, Frame, Wait, Warp};
 use crate::finding::FindingKind;
 use crate::isa::{BarKind, Instr, Op, ShflMode, VoteKind};
 
 /// Frames deeper than this are a runaway recursion.
 const MAX_FRAMES: usize = 64;
-
-fn lanes(m: u32) -> impl Iterator<Item = usize> {
-    (0..32).filter(move |l| m >> l & 1 != 0)
-}
 
 /// Lanes of predicate operand `x` (index * 2 + negated).
 unsafe fn pred(p: *const u32, x: u32) -> u32 {

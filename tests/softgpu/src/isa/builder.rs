@@ -433,6 +433,10 @@ impl<'a, 'e> FnBuilder<'a, 'e> {
                     let place = self.special(which);
                     return Ok(if wide { self.widen(place) } else { place });
                 }
+                if name.starts_with("%reserved_smem_offset_") {
+                    // Below the first variable, in the kibibyte the driver keeps.
+                    return Ok(self.constant(wide, 512));
+                }
                 if let Some(reg) = self.find_reg(name) {
                     self.use_reg(reg);
                     return match (reg.width, wide) {

@@ -6,6 +6,8 @@
 //! never invents one: a finding needs an entry that a conflicting block really wrote.
 #![allow(unsafe_code)] // The table spans reserved address space.
 
+use crate::isa::lanes::{Level, level};
+
 const BLOCK_BITS: u32 = 18;
 const BLOCK: u64 = (1 << BLOCK_BITS) - 1;
 /// The reader field when several blocks have read.
@@ -158,8 +160,22 @@ unsafe fn read_words_v3(p: *mut u64, n: usize, by: Accessor) -> bool {
 }
 
 #[cfg(target_arch = "x86_64")]
+#[target_feature(enable = "avx2,bmi1,bmi2,avx512f,avx512bw,avx512dq,avx512vl")]
+unsafe fn read_words_v4(p: *mut u64, n: usize, by: Accessor) -> bool {
+    // SAFETY: forwarded.
+    unsafe { read_words_body(p, n, by) }
+}
+
+#[cfg(target_arch = "x86_64")]
 #[target_feature(enable = "avx2,bmi1,bmi2")]
 unsafe fn write_words_v3(p: *mut u64, n: usize, by: Accessor) -> bool {
+    // SAFETY: forwarded.
+    unsafe { write_words_body(p, n, by) }
+}
+
+#[cfg(target_arch = "x86_64")]
+#[target_feature(enable = "avx2,bmi1,bmi2,avx512f,avx512bw,avx512dq,avx512vl")]
+unsafe fn write_words_v4(p: *mut u64, n: usize, by: Accessor) -> bool {
     // SAFETY: forwarded.
     unsafe { write_words_body(p, n, by) }
 }
@@ -172,9 +188,12 @@ unsafe fn write_words_v3(p: *mut u64, n: usize, by: Accessor) -> bool {
 #[inline(always)]
 pub unsafe fn read_words(p: *mut u64, n: usize, by: Accessor) -> bool {
     #[cfg(target_arch = "x86_64")]
-    if crate::isa::lanes::level() != crate::isa::lanes::Level::Base {
+    match level() {
         // SAFETY: the level says the features are there; the entries are the caller's promise.
-        return unsafe { read_words_v3(p, n, by) };
+        Level::V4 => return unsafe { read_words_v4(p, n, by) },
+        // SAFETY: as above.
+        Level::V3 => return unsafe { read_words_v3(p, n, by) },
+        Level::Base => {}
     }
     // SAFETY: the caller's promise.
     unsafe { read_words_body(p, n, by) }
@@ -187,9 +206,12 @@ pub unsafe fn read_words(p: *mut u64, n: usize, by: Accessor) -> bool {
 #[inline(always)]
 pub unsafe fn write_words(p: *mut u64, n: usize, by: Accessor) -> bool {
     #[cfg(target_arch = "x86_64")]
-    if crate::isa::lanes::level() != crate::isa::lanes::Level::Base {
+    match level() {
+        // SAFETY: the level says the features are there; the entries are the caller's promise.
+        Level::V4 => return unsafe { write_words_v4(p, n, by) },
         // SAFETY: as above.
-        return unsafe { write_words_v3(p, n, by) };
+        Level::V3 => return unsafe { write_words_v3(p, n, by) },
+        Level::Base => {}
     }
     // SAFETY: the caller's promise.
     unsafe { write_words_body(p, n, by) }

@@ -5,6 +5,7 @@
 
 use super::{Region, bits};
 use crate::finding::FindingKind;
+use crate::isa::lanes::{Level, level};
 use crate::isa::{DYNAMIC_SHARED_BASE, SharedVar};
 
 /// Bytes of address space of a block's shared memory.
@@ -116,6 +117,11 @@ impl SharedMemory {
             self.clock = 1;
         }
         self.clock
+    }
+
+    /// Remembers how far the clocks got, for the next launch on this worker.
+    pub fn finish(&mut self, clock: u32) {
+        self.clock = self.clock.max(clock);
     }
 
     /// Byte 0.
@@ -355,8 +361,10 @@ impl SharedMemory {
             let w = self.writers.ptr().cast::<u64>().add((at / 4) as usize);
             let r = self.readers.ptr().cast::<u64>().add((at / 4) as usize);
             #[cfg(target_arch = "x86_64")]
-            if crate::isa::lanes::level() != crate::isa::lanes::Level::Base {
-                return read_span_v3(w, r, words, shift, by.warp, by.clock(), by.safe);
+            match level() {
+                Level::V4 => return read_span_v4(w, r, words, shift, by.warp, by.clock(), by.safe),
+                Level::V3 => return read_span_v3(w, r, words, shift, by.warp, by.clock(), by.safe),
+                Level::Base => {}
             }
             read_span_body(w, r, words, shift, by.warp, by.clock(), by.safe)
         }
@@ -370,8 +378,14 @@ impl SharedMemory {
             let w = self.writers.ptr().cast::<u64>().add((at / 4) as usize);
             let r = self.readers.ptr().cast::<u64>().add((at / 4) as usize);
             #[cfg(target_arch = "x86_64")]
-            if crate::isa::lanes::level() != crate::isa::lanes::Level::Base {
-                return write_span_v3(w, r, words, shift, by.warp, by.clock(), by.safe);
+            match level() {
+                Level::V4 => {
+                    return write_span_v4(w, r, words, shift, by.warp, by.clock(), by.safe);
+                }
+                Level::V3 => {
+                    return write_span_v3(w, r, words, shift, by.warp, by.clock(), by.safe);
+                }
+                Level::Base => {}
             }
             write_span_body(w, r, words, shift, by.warp, by.clock(), by.safe)
         }
@@ -485,8 +499,38 @@ unsafe fn read_span_v3(
 }
 
 #[cfg(target_arch = "x86_64")]
+#[target_feature(enable = "avx2,bmi1,bmi2,avx512f,avx512bw,avx512dq,avx512vl")]
+unsafe fn read_span_v4(
+    w: *mut u64,
+    r: *mut u64,
+    n: usize,
+    shift: u32,
+    warp: u32,
+    clock: u32,
+    safe: u32,
+) -> bool {
+    // SAFETY: forwarded.
+    unsafe { read_span_body(w, r, n, shift, warp, clock, safe) }
+}
+
+#[cfg(target_arch = "x86_64")]
 #[target_feature(enable = "avx2,bmi1,bmi2")]
 unsafe fn write_span_v3(
+    w: *mut u64,
+    r: *mut u64,
+    n: usize,
+    shift: u32,
+    warp: u32,
+    clock: u32,
+    safe: u32,
+) -> bool {
+    // SAFETY: forwarded.
+    unsafe { write_span_body(w, r, n, shift, warp, clock, safe) }
+}
+
+#[cfg(target_arch = "x86_64")]
+#[target_feature(enable = "avx2,bmi1,bmi2,avx512f,avx512bw,avx512dq,avx512vl")]
+unsafe fn write_span_v4(
     w: *mut u64,
     r: *mut u64,
     n: usize,
