@@ -193,7 +193,7 @@ extern "C" __global__ void named_barriers(int* out, const int* a) {
             int slot = k & 1;
             if (k >= 2) asm volatile("bar.sync %0, 64;" ::"r"(3 + slot) : "memory");
             ring[slot][lane] = a[k * 32 + lane];
-            asm volatile("bar.sync %0, 64;" ::"r"(1 + slot) : "memory");
+            asm volatile("bar.arrive %0, 64;" ::"r"(1 + slot) : "memory");
         }
     } else {
         int sum = 0;
@@ -201,7 +201,7 @@ extern "C" __global__ void named_barriers(int* out, const int* a) {
             int slot = k & 1;
             asm volatile("bar.sync %0, 64;" ::"r"(1 + slot) : "memory");
             sum += ring[slot][31 - lane] * (k + 1);
-            if (k < 6) asm volatile("bar.sync %0, 64;" ::"r"(3 + slot) : "memory");
+            if (k < 6) asm volatile("bar.arrive %0, 64;" ::"r"(3 + slot) : "memory");
         }
         out[lane] = sum;
     }

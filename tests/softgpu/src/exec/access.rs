@@ -55,11 +55,15 @@ impl Context<'_> {
             MemSpace::Global | MemSpace::Const => self.load_global(warp, r, &op, &a, m, pc, index),
             MemSpace::Shared => self.load_shared(warp, r, &op, &a, m, pc, index),
             _ => {
+                // Generic accesses are counted in the space they turn out to be in.
+                let n = self.accesses.len() / 3;
                 for (space, part) in self.resolve(op.space, &mut a, m) {
                     match space {
-                        MemSpace::Shared => self.load_shared(warp, r, &op, &a, part, pc, index)?,
+                        MemSpace::Shared => {
+                            self.load_shared(warp, r, &op, &a, part, pc, index + n)?
+                        }
                         MemSpace::Local => {
-                            self.load_local(warp, r, at, &op, &a, part, pc, index)?
+                            self.load_local(warp, r, at, &op, &a, part, pc, index + 2 * n)?
                         }
                         MemSpace::Param => self.load_param_at(warp, r, &op, &a, part, pc)?,
                         _ => self.load_global(warp, r, &op, &a, part, pc, index)?,
@@ -87,11 +91,15 @@ impl Context<'_> {
             MemSpace::Global => self.store_global(warp, r, &op, &a, m, pc, index),
             MemSpace::Shared => self.store_shared(warp, r, &op, &a, m, pc, index),
             _ => {
+                // Generic accesses are counted in the space they turn out to be in.
+                let n = self.accesses.len() / 3;
                 for (space, part) in self.resolve(op.space, &mut a, m) {
                     match space {
-                        MemSpace::Shared => self.store_shared(warp, r, &op, &a, part, pc, index)?,
+                        MemSpace::Shared => {
+                            self.store_shared(warp, r, &op, &a, part, pc, index + n)?
+                        }
                         MemSpace::Local => {
-                            self.store_local(warp, r, at, &op, &a, part, pc, index)?
+                            self.store_local(warp, r, at, &op, &a, part, pc, index + 2 * n)?
                         }
                         _ => self.store_global(warp, r, &op, &a, part, pc, index)?,
                     }

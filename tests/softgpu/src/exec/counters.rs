@@ -153,13 +153,17 @@ impl LaunchStats {
                 Op::LdMatrix(k) | Op::StMatrix(k) => (offsets[2] + k as usize, 2),
                 _ => continue,
             };
-            let Some(count) = counts.get(at).filter(|c| c.requests > 0) else { continue };
-            stats.raw[kind].add(count);
-            stats.accesses.push(AccessLine {
-                line: program.lines[pc],
-                text: program.quote(pc as u32).to_string(),
-                stats: (*count).into(),
-            });
+            // As the instruction says, then generic accesses that went to shared or local memory.
+            let n = counts.len() / 3;
+            for (at, kind) in [(at, kind), (n + at, 2), (2 * n + at, 3)] {
+                let Some(count) = counts.get(at).filter(|c| c.requests > 0) else { continue };
+                stats.raw[kind].add(count);
+                stats.accesses.push(AccessLine {
+                    line: program.lines[pc],
+                    text: program.quote(pc as u32).to_string(),
+                    stats: (*count).into(),
+                });
+            }
         }
         stats.refresh();
         stats

@@ -259,7 +259,7 @@ impl<'a> Shared<'a> {
             local_init,
             local_stride,
             hits: vec![0; program.code.len()],
-            accesses: vec![AccessCount::default(); accesses],
+            accesses: vec![AccessCount::default(); 3 * accesses],
             block: [0; 3],
             accessor: race::Accessor {
                 block: 0,

@@ -121,6 +121,7 @@ pub struct Barrier {
     pub all: bool,
     pub any: bool,
     pub joined: [u32; 32],
+    /// Warps that arrived and wait.
     pub warps: u32,
 }
 

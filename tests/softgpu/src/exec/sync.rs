@@ -290,7 +290,9 @@ impl Context<'_> {
             return Err(self.fault(FindingKind::BarrierDivergence, pc, warp.index, lane, text));
         }
         barrier.arrived += count;
-        barrier.warps |= 1 << w;
+        if op.kind != BarKind::Arrive {
+            barrier.warps |= 1 << w;
+        }
         barrier.count += yes.count_ones();
         barrier.all &= yes == m;
         barrier.any |= yes != 0;

@@ -83,6 +83,9 @@ pub fn compile(folder: &str, build: Build) -> Option<String> {
 }
 
 fn compile_unit(nvcc: &Path, unit: &str, build: Build, key: u64) -> String {
+    // One compilation at a time: the tests of a binary ask for the same unit at once.
+    static COMPILING: std::sync::Mutex<()> = std::sync::Mutex::new(());
+    let _one = COMPILING.lock().unwrap_or_else(|poisoned| poisoned.into_inner());
     let cache = cache();
     std::fs::create_dir_all(&cache).expect("cache folder");
     let ptx = cache.join(format!("{key:016x}.ptx"));
@@ -144,6 +147,8 @@ impl Args {
 pub struct Host {
     pub gpu: Gpu,
     pub module: Module,
+    /// The kernels were compiled with optimisation: access patterns mean something.
+    pub optimised: bool,
 }
 
 impl Host {
@@ -151,7 +156,7 @@ impl Host {
     pub fn new(ptx: &str, settings: Settings) -> Host {
         let mut gpu = Gpu::new(settings).expect("device");
         let module = gpu.load(ptx).unwrap_or_else(|e| panic!("{e}"));
-        Host { gpu, module }
+        Host { gpu, module, optimised: !ptx.contains(", debug") }
     }
 
     /// Uninitialised memory for `n` elements.

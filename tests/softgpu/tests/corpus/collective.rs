@@ -164,8 +164,12 @@ fn philox_matches() {
         for i in 0..100 {
             assert_eq!(got[4 * i..4 * i + 4], philox([i as u32, 0, 7, 9], [123, -456i32 as u32]));
         }
-        assert_eq!(stats.global_store.share_128_bit, 1.0);
-        assert_eq!(stats.global_store.sector_efficiency, 1.0);
+        if h.optimised {
+            assert_eq!(stats.global_store.share_128_bit, 1.0);
+            assert_eq!(stats.global_store.sector_efficiency, 1.0);
+            // 16 bytes a lane: 16 sectors for a full warp; the last warp has four lanes.
+            assert_eq!(stats.global_store.sectors, 3 * 16 + 2);
+        }
     });
 }
 
