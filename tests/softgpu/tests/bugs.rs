@@ -60,7 +60,15 @@ const BUGS: &[Bug] = &[
     Bug { name: "same_slot", kinds: &[SharedRace], ..ONE },
     Bug { name: "plain_counter", kinds: &[SharedRace], ..ONE },
     Bug { name: "blocks_share_output", kinds: &[GlobalRace], ..MANY },
-    Bug { name: "reads_neighbour_block", kinds: &[GlobalRace], zeroed: true, ..MANY },
+    Bug {
+        name: "reads_neighbour_block",
+        kinds: &[GlobalRace],
+        n: 128,
+        input: 128,
+        output: 128,
+        zeroed: true,
+        ..MANY
+    },
     Bug { name: "global_sum", kinds: &[GlobalRace], grid: 4, zeroed: true, ..MANY },
     Bug { name: "missing_fence", kinds: &[GlobalRace], grid: 4, zeroed: true, ..MANY },
     Bug { name: "read_only_written", kinds: &[ReadOnlyWritten], ..MANY },

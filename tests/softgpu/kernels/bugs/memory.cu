@@ -99,8 +99,8 @@ TWINS(dynamic_shared_too_small, P, A)
 template <bool B> __device__ void local_out_of_bounds(int* out, const int* a, int n) {
     int v[8];
     for (int k = 0; k < 8; k++) v[(k + a[0]) & 7] = a[k];
-    int at = a[2] & 7;
-    out[threadIdx.x] = v[B ? at + 8 : at];
+    int at = (a[2] & 7) + (B ? n / 8 : 0);
+    out[threadIdx.x] = v[at];
 }
 TWINS(local_out_of_bounds, P, A)
 

@@ -83,15 +83,21 @@ template <bool B> __device__ void partial_mma(int* out, const int* a, int n) {
 }
 TWINS(partial_mma, P, A)
 
-// The accumulator is never set.
+// The accumulator is never set. (Left to itself nvcc picks a value for an unset variable, so the
+// registers are declared in PTX.)
 template <bool B> __device__ void uninitialised_accumulator(int* out, const int* a, int n) {
-    float d0, d1, d2, d3;
-    if (!B) d0 = d1 = d2 = d3 = 0;
+    float d;
     uint32_t x = a[threadIdx.x & 31] & 0x3f803f80;
-    asm volatile("{ .reg .f32 c;\n"
-        "mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 {%0,%1,%2,%3}, {%4,%4,%4,%4}, {%4,%4}, {%0,%1,%2,%3}; }"
-        : "+f"(d0), "+f"(d1), "+f"(d2), "+f"(d3) : "r"(x));
-    out[threadIdx.x] = (int)(d0 + d1 + d2 + d3);
+    if (B)
+        asm volatile("{ .reg .f32 c<4>;\n"
+            "mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 {c0,c1,c2,c3}, {%1,%1,%1,%1}, {%1,%1}, {c0,c1,c2,c3};\n"
+            "add.f32 %0, c0, c3; }" : "=f"(d) : "r"(x));
+    else
+        asm volatile("{ .reg .f32 c<4>;\n"
+            "mov.f32 c0, 0f00000000; mov.f32 c1, c0; mov.f32 c2, c1; mov.f32 c3, c0;\n"
+            "mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 {c0,c1,c2,c3}, {%1,%1,%1,%1}, {%1,%1}, {c0,c1,c2,c3};\n"
+            "add.f32 %0, c0, c3; }" : "=f"(d) : "r"(x));
+    out[threadIdx.x] = (int)d;
 }
 TWINS(uninitialised_accumulator, P, A)
 
@@ -126,8 +132,8 @@ TWINS(ldmatrix_misaligned, P, A)
 template <bool B> __device__ void ldmatrix_without_barrier(int* out, const int* a, int n) {
     __shared__ __align__(16) uint16_t s[64];
     int i = threadIdx.x;
-    s[2 * i] = (uint16_t)a[i];
-    s[2 * i + 1] = (uint16_t)a[31 - i];
+    s[i] = (uint16_t)a[i];
+    s[i + 32] = (uint16_t)a[31 - i];
     if (!B) __syncthreads();
     uint32_t r;
     asm volatile("ldmatrix.sync.aligned.m8n8.x1.shared.b16 {%0}, [%1];" : "=r"(r)

@@ -47,8 +47,8 @@ impl Context<'_> {
         for l in lanes(m) {
             let at = self.local_range(warp, at, l, a[l], bytes, pc)?;
             let range = at..at + bytes as usize;
-            // Single bytes pass: unoptimised code copies structures with their padding bytewise.
-            if bytes > 1 && self.local_init[range.clone()].contains(&0) {
+            // Unoptimised code copies structures whole, padding and unset members with them.
+            if !self.program.debug && self.local_init[range.clone()].contains(&0) {
                 let text =
                     format!("read of {bytes} bytes of local memory at 0x{:x}, never written", a[l]);
                 return Err(self.fault(

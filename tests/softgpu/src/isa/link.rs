@@ -157,6 +157,7 @@ fn link_kernel(
     let mut program = Program {
         name: kernel.name.to_string(),
         code: Vec::new(),
+        debug: module.debug,
         lines: Vec::new(),
         source: Vec::new(),
         classes: Vec::new(),

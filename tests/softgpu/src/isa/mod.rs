@@ -508,6 +508,8 @@ pub struct Program {
     pub name: String,
     /// Instructions of the kernel, then of the functions it calls.
     pub code: Vec<Instr>,
+    /// Compiled without optimisation (`.target ..., debug`).
+    pub debug: bool,
     /// PTX line of each instruction.
     pub lines: Vec<u32>,
     /// Source (file, line) of each instruction; (0, 0) where unknown.

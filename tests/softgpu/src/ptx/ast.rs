@@ -241,6 +241,8 @@ pub struct Module<'a> {
     pub version: (u32, u32),
     /// Digits of `sm_80`.
     pub target: u32,
+    /// `.target` names `debug`.
+    pub debug: bool,
     /// Module-level variables.
     pub vars: Vec<Var<'a>>,
     /// Functions and kernels.

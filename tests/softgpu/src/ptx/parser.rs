@@ -134,6 +134,7 @@ impl<'a> Parser<'a> {
                                 .parse()
                                 .map_err(|_| PtxError::new(line, "malformed .target", name))?;
                         }
+                        module.debug |= name == "debug";
                         if !self.accept(b',') {
                             break;
                         }
