@@ -263,13 +263,11 @@ pub fn set(config: &mut Value, assignment: &str) -> Result<()> {
 
 impl Config {
     /// Types and validates a value made by [`read`], [`merge`] and [`set`].
-    pub fn from_value(mut value: Value) -> Result<Config> {
-        restore_nulls(&mut value);
+    pub fn from_value(value: Value) -> Result<Config> {
         let config: Config = serde_path_to_error::deserialize(value).map_err(|e| {
             let path = e.path().to_string();
             Error::config(path, e.into_inner().to_string())
         })?;
-        config.scheduler.refuse_unknown()?;
         config.validate()?;
         Ok(config)
     }
@@ -278,6 +276,7 @@ impl Config {
     pub fn validate(&self) -> Result<()> {
         self.model.validate()?;
         self.scheduler.validate()?;
+        self.scheduler.refuse_unknown()?;
         let t = &self.train;
         let positive = |key: &str, ok: bool| match ok {
             true => Ok(()),
@@ -350,9 +349,7 @@ impl Config {
     pub fn to_toml(&self) -> Result<String> {
         let mut value =
             serde_json::to_value(self).map_err(|e| Error::Usage(format!("configuration: {e}")))?;
-        let defaults = serde_json::to_value(Config::default())
-            .map_err(|e| Error::Usage(format!("configuration: {e}")))?;
-        replace_nulls(&mut value, Some(&defaults));
+        remove_nulls(&mut value);
         toml::to_string_pretty(&value).map_err(|e| Error::Usage(format!("configuration: {e}")))
     }
 }
@@ -370,25 +367,12 @@ fn first_difference(path: &str, a: &Value, b: &Value) -> Option<String> {
     (a != b).then(|| path.to_string())
 }
 
-/// TOML has no null. A key that is null by default is left out; one for which
-/// null is a choice (`attention_head_dim`) is written as the string "null".
-fn replace_nulls(value: &mut Value, defaults: Option<&Value>) {
-    let Value::Object(table) = value else { return };
-    let default = |key: &str| defaults.and_then(|d| d.get(key));
-    table.retain(|key, v| !v.is_null() || default(key).is_some_and(|d| !d.is_null()));
-    for (key, v) in table.iter_mut() {
-        match v {
-            Value::Null => *v = Value::String("null".into()),
-            other => replace_nulls(other, default(key)),
-        }
-    }
-}
-
-fn restore_nulls(value: &mut Value) {
-    match value {
-        Value::String(text) if text == "null" => *value = Value::Null,
-        Value::Object(table) => table.values_mut().for_each(restore_nulls),
-        _ => {}
+/// TOML has no null: a key that is null by default is left out. (Where null is a
+/// choice, as for `attention_head_dim`, the field writes a word for it.)
+fn remove_nulls(value: &mut Value) {
+    if let Value::Object(table) = value {
+        table.retain(|_, v| !v.is_null());
+        table.values_mut().for_each(remove_nulls);
     }
 }
 

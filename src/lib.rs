@@ -32,6 +32,7 @@ pub mod picture;
 pub mod plan;
 pub mod predict;
 pub mod random;
+pub mod sample;
 pub mod train;
 
 pub use error::{Error, Result};

@@ -44,6 +44,8 @@ pub struct Requirement {
     pub optimizer: usize,
     pub packed: usize,
     pub activations: usize,
+    /// On the host: the copies from which a checkpoint is written.
+    pub staging: usize,
 }
 
 impl Requirement {
@@ -56,12 +58,13 @@ impl Requirement {
             optimizer: if training { 4 * arena } else { 0 },
             packed: programs.iter().map(|p| p.memory.packed_bytes).sum(),
             activations: programs.iter().map(|p| p.memory.activation_bytes).max().unwrap_or(0),
+            staging: if training { 4 * arena } else { 0 },
         }
     }
 
     /// All of it.
     pub fn total(&self) -> usize {
-        self.weights + self.optimizer + self.packed + self.activations
+        self.weights + self.optimizer + self.packed + self.activations + self.staging
     }
 }
 

@@ -118,6 +118,7 @@ fn memory(need: &Requirement, flops: u64) -> Value {
         "optimizer_bytes": need.optimizer,
         "packed_bytes": need.packed,
         "activation_bytes": need.activations,
+        "checkpoint_bytes": need.staging,
     })
 }
 

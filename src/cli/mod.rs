@@ -5,6 +5,7 @@ mod model;
 mod output;
 mod predict;
 
+mod sample;
 mod schedule;
 mod train;
 
@@ -84,6 +85,7 @@ enum Command {
         langevin sample runs/digits --out pictures/ --count 1000 --sampler ddim --steps 50\n  \
         langevin sample runs/digits --out one.png --first 17 --count 1 --seed 3\n\n\
         MODEL is a run directory, a checkpoint directory, or a diffusers directory.")]
+    Sample(sample::SampleArgs),
     /// Run the bare network on a tensor file
     #[command(
         after_help = "Reads x [n,c,h,w], t [n] and, where the network has classes, class [n];\n\
@@ -126,6 +128,7 @@ impl Cli {
         }
         match self.command {
             Command::Train(args) => train::run(args, &self.global),
+            Command::Sample(args) => sample::run(args, &self.global),
             Command::Predict(args) => predict::run(args, &self.global),
             Command::Schedule(args) => schedule::run(args, &self.global),
             Command::Info(args) => info::run(args, &self.global),

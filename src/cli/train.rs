@@ -44,7 +44,11 @@ pub struct TrainArgs {
 
 impl TrainArgs {
     /// Flags and --set over a base configuration.
-    fn override_onto(&self, mut value: Value) -> Result<Config> {
+    fn override_onto(&self, value: Value) -> Result<Config> {
+        Config::from_value(self.overridden(value)?)
+    }
+
+    fn overridden(&self, mut value: Value) -> Result<Value> {
         for assignment in &self.settings.set {
             config::set(&mut value, assignment)?;
         }
@@ -61,7 +65,7 @@ impl TrainArgs {
         if let Some(spec) = &self.data {
             config::merge(&mut value, serde_json::json!({"data": {"spec": spec}}));
         }
-        Config::from_value(value)
+        Ok(value)
     }
 
     /// The configuration of a run that is resumed: its own, with what may change.
@@ -87,8 +91,11 @@ impl TrainArgs {
             Some(name) => config::read(name)?,
             None => {
                 // The data decides the preset, and --set what is read of it.
-                let probe = self.override_onto(Value::Object(Map::new()))?;
-                let data = train::open_data(&probe)?;
+                let probe = self.overridden(Value::Object(Map::new()))?;
+                // The network's own settings may need the preset they go over.
+                let probe: Map<_, _> =
+                    probe.get("data").map(|d| ("data".into(), d.clone())).into_iter().collect();
+                let data = train::open_data(&Config::from_value(Value::Object(probe))?)?;
                 let name = config::nearest_preset(&data.name, data.height(), data.channels());
                 let mut base = config::read(name)?;
                 let fits = adapt(&mut base, &data)?;
@@ -155,7 +162,7 @@ fn describe(s: &Summary, out: &std::path::Path) -> String {
     let loss = |l: Option<f32>| l.map_or("-".into(), |l| format!("{l:.4}"));
     format!(
         "trained {} steps ({} images in {:.0} s, {:.0} images/s); loss {} -> {}\n\
-         checkpoint  {}\nsamples     {}\nloss curve  {}\n\
+         checkpoint  {}\nsamples     {}\n{}\
          draw more   langevin sample {} --out grid.png --count 64",
         s.steps,
         output::grouped(s.images),
@@ -165,7 +172,7 @@ fn describe(s: &Summary, out: &std::path::Path) -> String {
         loss(s.final_loss),
         s.checkpoint.display(),
         s.grid.display(),
-        s.curve.display(),
+        s.curve.as_ref().map_or(String::new(), |c| format!("loss curve  {}\n", c.display())),
         out.display()
     )
 }

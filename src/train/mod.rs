@@ -13,7 +13,7 @@ use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Instant;
 
-use crate::backend::{Backend, Engine, Requirement, human_bytes};
+use crate::backend::{Backend, Engine, Requirement, WeightSet, human_bytes};
 use crate::checkpoint::diffusers::Pipeline;
 use crate::checkpoint::training::{Cursor, Progress, RunDirectory, TrainingState, load_state};
 use crate::checkpoint::weights::Weights;
@@ -21,12 +21,15 @@ use crate::checkpoint::{atomic, diffusers};
 use crate::config::Config;
 use crate::data::{Dataset, Order};
 use crate::diffusion::loss::{self, Weighting};
+use crate::diffusion::sampler::run::Request as DrawRequest;
+use crate::diffusion::sampler::{Kind, Options};
 use crate::diffusion::schedule::Table;
 use crate::error::{Error, Result};
 use crate::model::{Conditioning, Network};
 use crate::ops::noising::coefficient;
 use crate::plan::{Parameters, Space};
 use crate::random::{self, Purpose, image_keys};
+use crate::sample::Drawing;
 use metrics::{MetricsLog, Quartiles, Record};
 use step::{Batch, Control, StepPrograms, TrainStep};
 
@@ -62,7 +65,8 @@ pub struct Summary {
     pub final_loss: Option<f32>,
     pub checkpoint: PathBuf,
     pub grid: PathBuf,
-    pub curve: PathBuf,
+    /// None where no step was logged.
+    pub curve: Option<PathBuf>,
 }
 
 /// Something worth a line on the terminal.
@@ -107,10 +111,14 @@ pub fn train(backend: Box<dyn Backend>, request: Request, say: Report) -> Result
     let mut engine = Engine::new(backend, parameters.arena_len(), true)?;
     let image = [dataset.height(), dataset.width(), dataset.channels()];
     let programs = StepPrograms::new(&engine, &network, &parameters, &config.train, image)?;
-    let requirement = Requirement::of(parameters.arena_len(), true, &programs.programs());
+    let grid = grid_drawing(&config, &network, image)?.prepare(&engine)?;
+    let mut all = programs.programs();
+    all.push(grid.program());
+    let requirement = Requirement::of(parameters.arena_len(), true, &all);
+    drop(grid);
     say(&format!(
         "{} images {}x{}x{}; {} parameters; {:.2} GFLOP a step; memory: {} (weights {}, optimizer \
-         {}, packed weights {}, activations {})",
+         {}, packed weights {}, activations {}, checkpoints {})",
         dataset.len(),
         image[0],
         image[1],
@@ -122,6 +130,7 @@ pub fn train(backend: Box<dyn Backend>, request: Request, say: Report) -> Result
         human_bytes(requirement.optimizer as u64),
         human_bytes(requirement.packed as u64),
         human_bytes(requirement.activations as u64),
+        human_bytes(requirement.staging as u64),
     ));
     engine.check(&requirement, "lower train.batch and raise train.accumulation instead")?;
 
@@ -183,6 +192,7 @@ pub fn train(backend: Box<dyn Backend>, request: Request, say: Report) -> Result
     let began = Instant::now();
     let bar = progress::Progress::new("train", config.train.steps, start);
     let mut last_saved = resumed.then_some(start);
+    let mut last_loss = None;
     let mut since = (Instant::now(), start);
     for done in start..config.train.steps {
         let mut record = match run.optimizer_step(done) {
@@ -192,6 +202,7 @@ pub fn train(backend: Box<dyn Backend>, request: Request, say: Report) -> Result
                 return Err(error);
             }
         };
+        last_loss = Some(record.loss);
         let now = done + 1;
         let finished = now == config.train.steps;
         if now.is_multiple_of(config.train.log_every) || finished {
@@ -206,7 +217,7 @@ pub fn train(backend: Box<dyn Backend>, request: Request, say: Report) -> Result
                 log.push(&record)?;
             }
         }
-        bar.update(now, &format!("loss {:.4}", record.loss));
+        bar.update(now, format_args!("loss {:.4}", record.loss));
         let stopping = stop.load(Ordering::Relaxed);
         if now.is_multiple_of(config.train.checkpoint_every) || finished || stopping {
             log.flush()?;
@@ -233,15 +244,39 @@ pub fn train(backend: Box<dyn Backend>, request: Request, say: Report) -> Result
     run.draw(&out, GRID)?;
     draw_curve(&out)?;
     let records = metrics::read(&out)?;
+    let curve = out.join(CURVE);
     Ok(Summary {
         steps: config.train.steps,
         images: (config.train.steps - start) * run.images_per_step(),
         seconds: began.elapsed().as_secs_f64(),
-        first_loss: records.first().map(|r| r.loss),
-        final_loss: smoothed_loss(&records),
+        first_loss: records.first().map(|r| r.loss).or(last_loss),
+        final_loss: smoothed_loss(&records).or(last_loss),
         checkpoint: out.join("checkpoints").join(format!("step-{}", config.train.steps)),
         grid: out.join(GRID),
-        curve: out.join(CURVE),
+        curve: curve.is_file().then_some(curve),
+    })
+}
+
+/// How the grids of a run are drawn.
+fn grid_drawing<'a>(
+    config: &'a Config,
+    network: &'a Network,
+    image: [usize; 3],
+) -> Result<Drawing<'a>> {
+    let sample = &config.sample;
+    let kind = match &sample.sampler {
+        Some(name) => Kind::from_name(name)?,
+        None => Kind::from_config(&config.scheduler)?,
+    };
+    Ok(Drawing {
+        network,
+        scheduler: &config.scheduler,
+        kind,
+        options: Options { steps: sample.steps, ..Options::default() },
+        image,
+        batch: sample.batch.min(sample.count),
+        guidance: 1.0,
+        given_noise: false,
     })
 }
 
@@ -542,7 +577,27 @@ impl Run<'_> {
 }
 
 impl Run<'_> {
-    fn draw(&mut self, _out: &Path, _name: &str) -> Result<()> {
-        Ok(())
+    /// Draws the grid of the averaged weights.
+    fn draw(&mut self, out: &Path, name: &str) -> Result<()> {
+        let sample = &self.config.sample;
+        let image = [self.dataset.height(), self.dataset.width(), self.dataset.channels()];
+        let prepared = grid_drawing(self.config, &self.network, image)?.prepare(&self.engine)?;
+        let ready = prepared.load(&mut self.engine, WeightSet::Average)?;
+        let known = self.dataset.classes().len().max(1);
+        let classes: Vec<u32> = match self.network.classes() {
+            Some(_) => (0..sample.count).map(|i| (i % known) as u32).collect(),
+            None => Vec::new(),
+        };
+        let request = DrawRequest {
+            seed: self.config.train.seed,
+            count: sample.count,
+            classes: &classes,
+            ..DrawRequest::default()
+        };
+        let samples = ready.draw(&mut self.engine, &request, &mut |_, _| Ok(()));
+        ready.unload(&mut self.engine);
+        let shape = [sample.count, image[0], image[1], image[2]];
+        let png = crate::picture::grid_png(&samples?.images, shape, None);
+        atomic::write_file(out.join(name), png)
     }
 }

@@ -2,6 +2,7 @@
 
 mod errors;
 mod resume;
+mod sample;
 mod schedule;
 
 use std::path::Path;

@@ -105,6 +105,27 @@ impl Default for Options {
     }
 }
 
+impl Options {
+    /// Sets one key of `--set sampler.KEY=VALUE`: `clipped_eps` (true or false)
+    /// or `previous` (grid or ratio).
+    ///
+    /// # Errors
+    /// The key is not known or the value is none of its own.
+    pub fn set(&mut self, key: &str, value: &str) -> Result<()> {
+        let wrong = |problem: String| Err(Error::config(format!("sampler.{key}"), problem));
+        match (key, value) {
+            ("clipped_eps", "true") => self.clipped_eps = true,
+            ("clipped_eps", "false") => self.clipped_eps = false,
+            ("previous", "grid") => self.previous = Previous::Grid,
+            ("previous", "ratio") => self.previous = Previous::Ratio,
+            ("clipped_eps", _) => return wrong(format!("`{value}` is neither true nor false")),
+            ("previous", _) => return wrong(format!("`{value}` is neither grid nor ratio")),
+            _ => return wrong("there are sampler.clipped_eps and sampler.previous".into()),
+        }
+        Ok(())
+    }
+}
+
 /// Which time a DDIM step leads to.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Previous {

@@ -1,0 +1,348 @@
+//! `langevin sample`: images from a model.
+
+use std::path::{Path, PathBuf};
+use std::time::Instant;
+
+use clap::Args;
+use langevin::backend::{Engine, WeightSet, human_bytes};
+use langevin::checkpoint::atomic;
+use langevin::checkpoint::tensors::{self, Tensor, nchw_to_nhwc, nhwc_to_nchw};
+use langevin::config::SampleConfig;
+use langevin::diffusion::sampler::run::{Request, Samples};
+use langevin::diffusion::sampler::{Kind, Options};
+use langevin::model::Conditioning;
+use langevin::plan::Space;
+use langevin::sample::Drawing;
+use langevin::train::progress::Progress;
+use langevin::{Error, Result, picture};
+
+use super::model::{self, Model};
+use super::{Global, ModelArg, Settings, Weights, output};
+
+#[derive(Args, Debug)]
+pub struct SampleArgs {
+    #[command(flatten)]
+    model: ModelArg,
+    /// A .png file for one grid, or a folder for one picture an image
+    #[arg(long, value_name = "grid.png|DIR")]
+    out: PathBuf,
+    /// Images to draw
+    #[arg(long, value_name = "N")]
+    count: Option<usize>,
+    /// Index of the first image: image i of a seed is always the same
+    #[arg(long, default_value_t = 0, value_name = "N")]
+    first: u64,
+    /// Images of one batch; changes speed and memory, not the images
+    #[arg(long, value_name = "N")]
+    batch: Option<usize>,
+    /// ddpm or ddim; by default the one the model's scheduler names
+    #[arg(long, value_name = "NAME")]
+    sampler: Option<String>,
+    /// Evaluations of the network an image; by default all T for ddpm, else 50
+    #[arg(long, value_name = "N")]
+    steps: Option<usize>,
+    /// DDIM: share of the ancestral noise, 0 (deterministic) to 1
+    #[arg(long, value_name = "X", allow_negative_numbers = true)]
+    eta: Option<f64>,
+    /// Seed of the noise
+    #[arg(long, default_value_t = 0, value_name = "N")]
+    seed: u64,
+    /// Which weights
+    #[arg(long, default_value = "ema")]
+    weights: Weights,
+    /// Class of all images, where the network has classes; by default they take turns
+    #[arg(long, value_name = "K")]
+    class: Option<u32>,
+    /// Classifier-free guidance: uncond + W (cond - uncond); 1 is off
+    #[arg(long, default_value_t = 1.0, value_name = "W", allow_negative_numbers = true)]
+    guidance: f64,
+    /// Safetensors with x_T [n,c,h,w], standard normal, and for samplers that draw z [rows,n,c,h,w]
+    #[arg(long, value_name = "FILE")]
+    noise: Option<PathBuf>,
+    /// Safetensors to write: samples [n,c,h,w] before the conversion to 8 bits
+    #[arg(long, value_name = "FILE")]
+    tensors: Option<PathBuf>,
+    /// Also write the state after every N updates: a grid NAME-trajectory.png, and `trajectory` in --tensors
+    #[arg(long, value_name = "N")]
+    trajectory: Option<usize>,
+    #[command(flatten)]
+    settings: Settings,
+}
+
+/// Given noise in memory order.
+struct Noise {
+    start: Vec<f32>,
+    z: Option<Vec<f32>>,
+}
+
+/// Defaults the run kept for drawing, if the model came from one.
+fn defaults(model: &Model) -> SampleConfig {
+    let extras = model.files.extras.as_ref();
+    let stored = extras.and_then(|e| serde_json::from_value(e.get("sample")?.clone()).ok());
+    stored.unwrap_or_default()
+}
+
+fn image_shape(model: &Model) -> Result<[usize; 3]> {
+    if let Some(shape) = model.network.sample_shape() {
+        return Ok(shape);
+    }
+    let extras = model.files.extras.as_ref();
+    extras.and_then(|e| serde_json::from_value(e.get("image")?.clone()).ok()).ok_or_else(|| {
+        Error::config(
+            "model.sample_size",
+            "the model names no image size: --set model.sample_size=32",
+        )
+    })
+}
+
+fn read_noise(path: &Path, count: usize, [h, w, c]: [usize; 3]) -> Result<Noise> {
+    let file = tensors::read(path)?;
+    let (shape, x) = file.floats("x_T", ["n", "c", "h", "w"])?;
+    if shape[1..] != [c, h, w] || shape[0] < count {
+        return Err(Error::content(
+            path,
+            format!("tensor `x_T` has shape {shape:?}; [{count}, {c}, {h}, {w}] is needed"),
+        ));
+    }
+    let len = c * h * w;
+    let start = nchw_to_nhwc(&x[..count * len], [count, c, h, w])?;
+    if file.get("z").is_none() {
+        return Ok(Noise { start, z: None });
+    }
+    let ([rows, n, zc, zh, zw], values) = file.floats("z", ["rows", "n", "c", "h", "w"])?;
+    if [zc, zh, zw] != [c, h, w] || n != shape[0] {
+        return Err(Error::content(
+            path,
+            format!(
+                "tensor `z` has shape {:?}; [rows, {}, {c}, {h}, {w}] is needed",
+                [rows, n, zc, zh, zw],
+                shape[0]
+            ),
+        ));
+    }
+    let mut z = Vec::with_capacity(rows * count * len);
+    for row in values.chunks_exact(n * len) {
+        z.extend(nchw_to_nhwc(&row[..count * len], [count, c, h, w])?);
+    }
+    Ok(Noise { start, z: Some(z) })
+}
+
+fn options(args: &SampleArgs, config: &SampleConfig, kind: Kind, named: bool) -> Result<Options> {
+    // The run's own step count belongs to its own sampler.
+    let steps = args.steps.or(if named { None } else { config.steps });
+    let mut options = Options { steps, ..Options::default() };
+    if let Some(eta) = args.eta {
+        if kind != Kind::Ddim {
+            return Err(Error::Usage("--eta is DDIM's: add --sampler ddim".into()));
+        }
+        options.eta = eta;
+    }
+    for assignment in &args.settings.set {
+        let Some(setting) = assignment.trim().strip_prefix("sampler.") else { continue };
+        let (key, value) = setting.split_once('=').unwrap_or((setting, ""));
+        options.set(key.trim(), value.trim())?;
+    }
+    Ok(options)
+}
+
+fn classes(args: &SampleArgs, model: &Model, count: usize) -> Result<(Vec<u32>, u32)> {
+    match model.network.class_input() {
+        Conditioning::Row(rows) => {
+            let null = rows as u32 - 1;
+            if let Some(class) = args.class {
+                if class as usize >= rows {
+                    return Err(Error::Usage(format!(
+                        "--class {class}: the network has classes 0 to {null}"
+                    )));
+                }
+                return Ok((vec![class; count], null));
+            }
+            // The last row stands for no class where the run knows fewer.
+            let known =
+                model.files.extras.as_ref().and_then(|e| Some(e.get("classes")?.as_array()?.len()));
+            let turns = known.filter(|&k| k > 0 && k <= rows).unwrap_or(rows) as u64;
+            Ok(((0..count as u64).map(|i| ((args.first + i) % turns) as u32).collect(), null))
+        }
+        Conditioning::Absent if args.class.is_some() => {
+            Err(Error::Usage("--class: the network has no classes".into()))
+        }
+        Conditioning::Absent if args.guidance != 1.0 => {
+            Err(Error::Usage("--guidance: the network has no classes to guide by".into()))
+        }
+        Conditioning::Value => Ok((vec![args.class.unwrap_or(0); count], 0)),
+        _ => Ok((Vec::new(), 0)),
+    }
+}
+
+pub fn run(args: SampleArgs, global: &Global) -> Result<()> {
+    let say = |text: String| {
+        if !global.json {
+            eprintln!("{text}");
+        }
+    };
+    let model = model::open(&args.model.model, &args.settings.set)?;
+    let config = defaults(&model);
+    let count = args.count.unwrap_or(config.count);
+    let batch = args.batch.unwrap_or(config.batch).min(count);
+    if count == 0 || args.batch == Some(0) {
+        return Err(Error::Usage("--count and --batch must be at least 1".into()));
+    }
+    if !args.guidance.is_finite() {
+        return Err(Error::Usage("--guidance must be a finite number".into()));
+    }
+    if args.trajectory == Some(0) {
+        return Err(Error::Usage(
+            "--trajectory takes the updates between two states, 1 or more".into(),
+        ));
+    }
+    langevin::random::check_images(args.first, count as u64)?;
+    let image = image_shape(&model)?;
+    let named = args.sampler.is_some();
+    let kind = match args.sampler.as_ref().or(config.sampler.as_ref()) {
+        Some(name) => Kind::from_name(name)?,
+        None => Kind::from_config(&model.scheduler)?,
+    };
+    let options = options(&args, &config, kind, named)?;
+    let (classes, null_class) = classes(&args, &model, count)?;
+    let noise = args.noise.as_ref().map(|path| read_noise(path, count, image)).transpose()?;
+
+    let mut engine = Engine::new(global.backend()?, model.parameters.arena_len(), false)?;
+    let drawing = Drawing {
+        network: &model.network,
+        scheduler: &model.scheduler,
+        kind,
+        options,
+        image,
+        batch,
+        guidance: args.guidance,
+        given_noise: noise.is_some(),
+    };
+    let prepared = drawing.prepare(&engine)?;
+    let rows = prepared.sampler.noise_rows();
+    if let (Some(path), Some(noise)) = (&args.noise, &noise) {
+        let [h, w, c] = image;
+        let there = noise.z.as_ref().map_or(0, |z| z.len() / (count * h * w * c));
+        if there < rows {
+            return Err(Error::content(
+                path,
+                format!("tensor `z` has {there} rows; {} takes {rows}", prepared.sampler.name),
+            ));
+        }
+    }
+    for note in &prepared.sampler.notes {
+        say(format!("note: {note}"));
+    }
+    let need = prepared.requirement(model.parameters.arena_len());
+    engine.check(&need, "lower --batch")?;
+    let (arena, report) = model.weights(args.weights)?;
+    say(format!("{report}"));
+    say(format!(
+        "{} images by {}, {} evaluations each; memory {}",
+        count,
+        prepared.sampler.name,
+        prepared.sampler.evaluations(),
+        human_bytes(need.total() as u64)
+    ));
+    engine.set_arena(Space::Parameters, &arena)?;
+    drop(arena);
+    let stages = (prepared.sampler.stages.len() * count.div_ceil(batch)) as u64;
+    let ready = prepared.load(&mut engine, WeightSet::Raw)?;
+
+    let began = Instant::now();
+    let bar = Progress::new("sample", stages, 0);
+    let request = Request {
+        seed: args.seed,
+        first: args.first,
+        count,
+        start: noise.as_ref().map(|n| n.start.as_slice()),
+        noise: noise.as_ref().filter(|_| rows > 0).and_then(|n| n.z.as_deref()),
+        classes: &classes,
+        null_class,
+        trajectory: args.trajectory,
+    };
+    let samples = ready.draw(&mut engine, &request, &mut |done, _| {
+        bar.update(done as u64, "");
+        Ok(())
+    })?;
+    bar.finish();
+    let seconds = began.elapsed().as_secs_f64();
+    let written = write(&args, &samples, count, image)?;
+    if global.json {
+        return output::json(&serde_json::json!({
+            "images": count,
+            "sampler": kind.name(),
+            "evaluations": samples.evaluations,
+            "seconds": seconds,
+            "written": written,
+        }));
+    }
+    let names: Vec<_> = written.iter().map(|p| format!("`{}`", p.display())).collect();
+    output::line(&format!(
+        "{count} images, {} evaluations of the network, {seconds:.1} s: {}",
+        output::grouped(samples.evaluations),
+        names.join(", ")
+    ))
+}
+
+fn is_picture(path: &Path) -> bool {
+    path.extension().is_some_and(|e| e.eq_ignore_ascii_case("png"))
+}
+
+/// Writes pictures and tensors; says what was written.
+fn write(
+    args: &SampleArgs,
+    samples: &Samples,
+    count: usize,
+    [h, w, c]: [usize; 3],
+) -> Result<Vec<PathBuf>> {
+    let mut written = Vec::new();
+    let shape = [count, h, w, c];
+    if is_picture(&args.out) {
+        atomic::write_file(&args.out, picture::grid_png(&samples.images, shape, None))?;
+        written.push(args.out.clone());
+    } else {
+        std::fs::create_dir_all(&args.out).map_err(Error::file("cannot create", &args.out))?;
+        for (i, image) in samples.images.chunks_exact(h * w * c).enumerate() {
+            let path = args.out.join(format!("{:06}.png", args.first + i as u64));
+            atomic::write_file(&path, picture::image_png(image, [h, w, c]))?;
+        }
+        written.push(args.out.clone());
+    }
+    let nchw = [count, c, h, w];
+    if !samples.trajectory.is_empty() {
+        // One row an image, noise to the left.
+        let frames = samples.trajectory.len();
+        let shown = count.min(16);
+        let mut rows = Vec::with_capacity(shown * frames * h * w * c);
+        for image in 0..shown {
+            for frame in &samples.trajectory {
+                rows.extend_from_slice(&frame.images[image * h * w * c..][..h * w * c]);
+            }
+        }
+        let stem = args.out.with_extension("");
+        let mut name = stem.file_name().unwrap_or_default().to_os_string();
+        name.push("-trajectory.png");
+        let path = stem.with_file_name(name);
+        let png = picture::grid_png(&rows, [shown * frames, h, w, c], Some(frames));
+        atomic::write_file(&path, png)?;
+        written.push(path);
+    }
+    if let Some(path) = &args.tensors {
+        let images = Tensor::f32(&nchw, nhwc_to_nchw(&samples.images, nchw)?)?;
+        let mut named = vec![("samples", images)];
+        if !samples.trajectory.is_empty() {
+            let mut all = Vec::new();
+            for frame in &samples.trajectory {
+                all.extend(nhwc_to_nchw(&frame.images, nchw)?);
+            }
+            let shape = [samples.trajectory.len(), count, c, h, w];
+            named.push(("trajectory", Tensor::f32(&shape, all)?));
+            let updates = samples.trajectory.iter().map(|f| f.updates as i64).collect::<Vec<_>>();
+            named.push(("updates", Tensor::i64(&[updates.len()], updates)?));
+        }
+        let list: Vec<_> = named.iter().map(|(name, t)| (*name, t)).collect();
+        tensors::write(path, &list)?;
+        written.push(path.clone());
+    }
+    Ok(written)
+}

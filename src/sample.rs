@@ -1,0 +1,121 @@
+//! Drawing images from a network: sampler program, plan and loop put together.
+
+use crate::backend::{Engine, Loaded, Requirement, WeightSet};
+use crate::diffusion::sampler::run::{Request, Samples, Sampling, Settings, step_plan};
+use crate::diffusion::sampler::{Kind, Options, Program};
+use crate::diffusion::scheduler::SchedulerConfig;
+use crate::error::{Error, Result};
+use crate::model::{Conditioning, Network, NetworkInputs};
+use crate::plan::{DType, Plan};
+
+/// How to draw.
+#[derive(Clone, Debug)]
+#[allow(missing_docs)]
+pub struct Drawing<'a> {
+    pub network: &'a Network,
+    pub scheduler: &'a SchedulerConfig,
+    pub kind: Kind,
+    pub options: Options,
+    /// `[h, w, c]`
+    pub image: [usize; 3],
+    /// Images of one batch.
+    pub batch: usize,
+    /// Weight W of uncond + W (cond - uncond); 1 is off.
+    pub guidance: f64,
+    /// Whether x_T and z are given.
+    pub given_noise: bool,
+}
+
+/// A sampler whose plan is built and lowered, its memory need known.
+pub struct Prepared {
+    /// The sampler program.
+    pub sampler: Program,
+    settings: Settings,
+    program: crate::backend::Program,
+}
+
+/// A sampler on a device.
+pub struct Ready {
+    sampler: Program,
+    settings: Settings,
+    loaded: Loaded,
+}
+
+fn dtype(form: Conditioning, what: &str) -> Result<Option<DType>> {
+    match form {
+        Conditioning::Absent => Ok(None),
+        Conditioning::Value => Ok(Some(DType::F32)),
+        Conditioning::Row(_) => Ok(Some(DType::U32)),
+        Conditioning::Vector(_) => Err(Error::Usage(format!(
+            "the network takes a vector as its {what}, which sampling cannot make; use predict"
+        ))),
+    }
+}
+
+impl Drawing<'_> {
+    /// Builds and lowers; allocates nothing on the device.
+    pub fn prepare(&self, engine: &Engine) -> Result<Prepared> {
+        let [h, w, c] = self.image;
+        if self.network.in_channels() != c || self.network.out_channels() != c {
+            return Err(Error::Usage(format!(
+                "the network maps {} channels to {}; sampling needs {c} on both sides",
+                self.network.in_channels(),
+                self.network.out_channels()
+            )));
+        }
+        let sampler = Program::new(self.kind, self.scheduler, &self.options)?;
+        let settings = Settings {
+            batch: self.batch,
+            shape: vec![h, w, c],
+            label: dtype(self.network.time_input(), "time")?.unwrap_or(DType::F32),
+            class: dtype(self.network.class_input(), "class")?,
+            guidance: self.guidance,
+            given_noise: self.given_noise && sampler.noise_rows() > 0,
+        };
+        let plan: Plan = step_plan(&sampler, &settings, |plan, inputs| {
+            let inputs =
+                NetworkInputs { x: inputs.x, t: inputs.label, class: inputs.class, keys: None };
+            self.network.build(plan, &inputs)
+        })?;
+        let program = engine.lower(plan)?;
+        Ok(Prepared { sampler, settings, program })
+    }
+}
+
+impl Prepared {
+    /// What the run needs on its device.
+    pub fn requirement(&self, arena_len: usize) -> Requirement {
+        Requirement::of(arena_len, false, &[&self.program])
+    }
+
+    /// The lowered plan of one stage.
+    pub fn program(&self) -> &crate::backend::Program {
+        &self.program
+    }
+
+    /// Allocates and takes up the weights as they are now.
+    pub fn load(self, engine: &mut Engine, weights: WeightSet) -> Result<Ready> {
+        let loaded = engine.load(self.program, weights)?;
+        engine.refresh(&loaded)?;
+        Ok(Ready { sampler: self.sampler, settings: self.settings, loaded })
+    }
+}
+
+impl Ready {
+    /// Draws images; see [`Sampling::run`].
+    pub fn draw(
+        &self,
+        engine: &mut Engine,
+        request: &Request,
+        progress: &mut dyn FnMut(usize, usize) -> Result<()>,
+    ) -> Result<Samples> {
+        let sampling =
+            Sampling { program: &self.sampler, settings: &self.settings, loaded: &self.loaded };
+        sampling.run(engine, request, progress)
+    }
+
+    /// Frees what belongs to the sampler alone.
+    pub fn unload(self, engine: &mut Engine) {
+        engine.unload(self.loaded);
+    }
+}
