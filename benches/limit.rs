@@ -32,7 +32,8 @@ fn kernel() -> Kernel {
     #[target_feature(enable = "avx512f")]
     fn wide(rounds: usize) -> usize {
         let (a, b) = (_mm512_set1_ps(0.999), _mm512_set1_ps(1e-3));
-        let mut sums = [_mm512_set1_ps(1.0); 16];
+        // Opaque, or equal sums would be computed once.
+        let mut sums = std::hint::black_box([_mm512_set1_ps(1.0); 16]);
         for _ in 0..rounds {
             for sum in &mut sums {
                 *sum = _mm512_fmadd_ps(*sum, a, b);
@@ -45,7 +46,7 @@ fn kernel() -> Kernel {
     #[target_feature(enable = "avx2,fma")]
     fn narrow(rounds: usize) -> usize {
         let (a, b) = (_mm256_set1_ps(0.999), _mm256_set1_ps(1e-3));
-        let mut sums = [_mm256_set1_ps(1.0); 12];
+        let mut sums = std::hint::black_box([_mm256_set1_ps(1.0); 12]);
         for _ in 0..rounds {
             for sum in &mut sums {
                 *sum = _mm256_fmadd_ps(*sum, a, b);
@@ -72,7 +73,7 @@ fn kernel() -> Kernel {
 }
 
 fn portable(rounds: usize) -> usize {
-    let mut sums = [1f32; 64];
+    let mut sums = std::hint::black_box([1f32; 64]);
     for _ in 0..rounds {
         for sum in &mut sums {
             *sum = *sum * 0.999 + 1e-3;
