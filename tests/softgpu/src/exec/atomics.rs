@@ -235,8 +235,8 @@ impl Context<'_> {
         if !ok && !blind {
             return Err(self.global_fault(warp.index, lane, address, bytes, pc));
         }
-        let by = race::Accessor { strong: true, ..self.accessor };
-        if self.fenced || op.ordered {
+        let by = race::Accessor { strong: op.device, ..self.accessor };
+        if op.device && (self.fenced || op.ordered) {
             let mut known = std::mem::take(&mut self.known);
             self.ordering.exchange(address, by.block, &mut known, true);
             self.known = known;

@@ -63,6 +63,27 @@ impl Context<'_> {
                     ));
                 }
             }
+            let masks = r.add(slot as usize);
+            let first = *masks.add(m.trailing_zeros() as usize & 31);
+            let differ = lanes(m).any(|l| *masks.add(l) != first);
+            for l in lanes(if differ { m } else { 0 }) {
+                // Groups may pass their own masks side by side; within a group they agree.
+                let group = *masks.add(l) & m;
+                if let Some(j) = lanes(group).find(|&j| *masks.add(j) & m != group) {
+                    let text = format!(
+                        "lane {l} names lane {j} in its member mask 0x{:08x}, lane {j} passes 0x{:08x}",
+                        *masks.add(l),
+                        *masks.add(j)
+                    );
+                    return Err(self.fault(
+                        FindingKind::MissingLanes,
+                        pc,
+                        warp.index,
+                        l as u32,
+                        text,
+                    ));
+                }
+            }
             match i.op {
                 Op::BarWarp => {
                     let w = warp.index as usize;

@@ -23,7 +23,9 @@ impl<'a> FnBuilder<'a, '_> {
                 self.push(Self::blank(Op::Nop), Class::Move);
             }
             "membar" | "fence" => {
-                self.push(Self::blank(Op::Fence), Class::Sync);
+                // A block's own order is made by its barriers: a fence for the block adds none.
+                let op = if mods.contains(&"cta") { Op::Nop } else { Op::Fence };
+                self.push(Self::blank(op), Class::Sync);
             }
             _ => return Ok(false),
         }
@@ -154,13 +156,15 @@ impl<'a> FnBuilder<'a, '_> {
             self.push(Self::blank(Op::LdParam(index)), class);
             return Ok(());
         }
-        let strong = mods.iter().any(|m| matches!(*m, "volatile" | "relaxed" | "acquire" | "mmio"));
+        let block_only = space == MemSpace::Global && mods.contains(&"cta");
+        let strong = !block_only
+            && mods.iter().any(|m| matches!(*m, "volatile" | "relaxed" | "acquire" | "mmio"));
         let read_only = mods.contains(&"nc");
         let op = MemOp { space, addr, element, count, signed, wide, regs, strong, read_only };
         self.tables.mems.push(op);
         let index = self.tables.mems.len() as u32 - 1;
         self.push(Self::blank(Op::Ld(index)), class);
-        if mods.contains(&"acquire") {
+        if mods.contains(&"acquire") && !mods.contains(&"cta") {
             self.push(Self::blank(Op::Fence), Class::Hidden);
         }
         Ok(())
@@ -203,7 +207,7 @@ impl<'a> FnBuilder<'a, '_> {
         if matches!(space, MemSpace::Param | MemSpace::Const) {
             return Err(self.error("store to a read-only space"));
         }
-        let release = mods.contains(&"release");
+        let release = mods.contains(&"release") && !mods.contains(&"cta");
         if release {
             self.push(Self::blank(Op::Fence), Class::Hidden);
         }
@@ -217,7 +221,9 @@ impl<'a> FnBuilder<'a, '_> {
         for (k, part) in list.iter().enumerate() {
             regs[k] = self.src(part, reg_ty)?;
         }
-        let strong = mods.iter().any(|m| matches!(*m, "volatile" | "relaxed" | "release" | "mmio"));
+        let block_only = space == MemSpace::Global && mods.contains(&"cta");
+        let strong = !block_only
+            && mods.iter().any(|m| matches!(*m, "volatile" | "relaxed" | "release" | "mmio"));
         let (element, count) = (ty.bytes(), list.len() as u32);
         let op = MemOp {
             space,
@@ -371,7 +377,9 @@ impl<'a> FnBuilder<'a, '_> {
         if ops.len() != wanted || vector || ty == Type::B128 {
             return Err(self.error("unsupported atomic"));
         }
-        let ordered = mods.iter().any(|m| matches!(*m, "acquire" | "release" | "acq_rel"));
+        let device = !mods.contains(&"cta");
+        let ordered =
+            device && mods.iter().any(|m| matches!(*m, "acquire" | "release" | "acq_rel"));
         let addr = self.addr(&ops[at])?;
         let int = match ty {
             Type::F16 | Type::BF16 => Type::B16,
@@ -383,7 +391,7 @@ impl<'a> FnBuilder<'a, '_> {
         if has_d && ops[0] != Operand::Sink {
             d = self.dst(&ops[0], int)?.place;
         }
-        self.tables.atoms.push(AtomOp { space, addr, kind, ty, d, b, c, ordered });
+        self.tables.atoms.push(AtomOp { space, addr, kind, ty, d, b, c, device, ordered });
         let index = self.tables.atoms.len() as u32 - 1;
         self.push(Self::blank(Op::Atom(index)), Class::Atomic);
         Ok(())

@@ -228,6 +228,8 @@ pub struct AtomOp {
     pub b: u32,
     /// Second operand of cas.
     pub c: u32,
+    /// Atomic for other blocks too; false for the scope of a block.
+    pub device: bool,
     /// Carries acquire or release itself.
     pub ordered: bool,
 }
