@@ -62,6 +62,11 @@ pub const BUILDS: [Build; 4] = [
 
 /// All .cu files of a folder of kernels/ as one translation unit, compiled to PTX.
 pub fn compile(folder: &str, build: Build) -> Option<String> {
+    compile_with(folder, build, &[])
+}
+
+/// As [`compile`], with more flags for nvcc.
+pub fn compile_with(folder: &str, build: Build, flags: &[&str]) -> Option<String> {
     let nvcc = nvcc()?;
     let folder = here().join("kernels").join(folder);
     let mut files: Vec<PathBuf> = std::fs::read_dir(&folder)
@@ -72,6 +77,7 @@ pub fn compile(folder: &str, build: Build) -> Option<String> {
     files.sort();
     let mut hasher = DefaultHasher::new();
     build.hash(&mut hasher);
+    flags.hash(&mut hasher);
     let mut unit = String::new();
     for file in &files {
         std::fs::read(file).expect("kernel source").hash(&mut hasher);
@@ -79,10 +85,10 @@ pub fn compile(folder: &str, build: Build) -> Option<String> {
             unit.push_str(&format!("#include \"{}\"\n", file.display()));
         }
     }
-    Some(compile_unit(&nvcc, &unit, build, hasher.finish()))
+    Some(compile_unit(&nvcc, &unit, build, flags, hasher.finish()))
 }
 
-fn compile_unit(nvcc: &Path, unit: &str, build: Build, key: u64) -> String {
+fn compile_unit(nvcc: &Path, unit: &str, build: Build, flags: &[&str], key: u64) -> String {
     // One compilation at a time: the tests of a binary ask for the same unit at once.
     static COMPILING: std::sync::Mutex<()> = std::sync::Mutex::new(());
     let _one = COMPILING.lock().unwrap_or_else(|poisoned| poisoned.into_inner());
@@ -98,6 +104,7 @@ fn compile_unit(nvcc: &Path, unit: &str, build: Build, key: u64) -> String {
     let mut command = Command::new(nvcc);
     command.arg("-ptx").arg("-std=c++17").arg(format!("-arch=compute_{}", build.arch));
     command.args(if build.debug { &["-G"][..] } else { &["-O3", "-lineinfo"][..] });
+    command.args(flags);
     let out = command.arg("-o").arg(&partial).arg(&source).output().expect("nvcc runs");
     assert!(out.status.success(), "nvcc: {}", String::from_utf8_lossy(&out.stderr));
     std::fs::rename(&partial, &ptx).expect("cache");
