@@ -106,7 +106,7 @@ fn run(
     variant: &str,
     seed: u64,
 ) -> Result<(), Box<softgpu::finding::Finding>> {
-    let asynchrony = if seed % 2 == 0 { AsyncMode::Late } else { AsyncMode::Eager };
+    let asynchrony = if seed & 1 == 0 { AsyncMode::Late } else { AsyncMode::Eager };
     let settings = Settings { seed, asynchrony, max_steps: 200_000, ..Settings::default() };
     let mut host = Host::new(ptx, settings);
     let mut rng = Rng(5);

@@ -71,7 +71,7 @@ fn mutate(rng: &mut Rng, pieces: &[&str]) -> String {
         }
     }
     let mut text: String = list.concat();
-    if rng.next() % 4 == 0 && !text.is_empty() {
+    if rng.next() & 3 == 0 && !text.is_empty() {
         let mut bytes = text.into_bytes();
         let at = (rng.next() % bytes.len() as u64) as usize;
         bytes[at] = rng.next() as u8;

@@ -119,8 +119,7 @@ impl Context<'_> {
         let shape = self.aligned_pattern(warp, a, m, bytes, pc)?;
         let by = race::Accessor { strong: op.strong, read_only: op.read_only, ..self.accessor };
         let asked = bytes * u64::from(m.count_ones());
-        let sectors_now;
-        match shape {
+        let sectors_now = match shape {
             Pattern::Consecutive(..) | Pattern::Uniform => {
                 let first = m.trailing_zeros();
                 let n = if let Pattern::Consecutive(_, n) = shape { n } else { 1 };
@@ -137,7 +136,7 @@ impl Context<'_> {
                 let offset = start - GLOBAL_BASE;
                 // SAFETY: the range is initialised, so it is inside an allocation.
                 unsafe {
-                    let aligned = offset % 4 == 0 && len % 4 == 0 && !op.strong && !op.read_only;
+                    let aligned = (offset | len) & 3 == 0 && !op.strong;
                     let entry = self.memory.race_entries().add((offset / 4) as usize);
                     if !aligned || race::read_words(entry, (len / 4) as usize, by) {
                         for l in lanes(m) {
@@ -145,7 +144,7 @@ impl Context<'_> {
                         }
                     }
                 }
-                sectors_now = (start + len - 1) / 32 - start / 32 + 1;
+                (start + len - 1) / 32 - start / 32 + 1
             }
             Pattern::Scattered => {
                 for l in lanes(m) {
@@ -159,9 +158,9 @@ impl Context<'_> {
                     }
                     self.race_lane(warp.index, l as u32, a[l], bytes, false, by, pc)?;
                 }
-                sectors_now = sectors(a, m, bytes);
+                sectors(a, m, bytes)
             }
-        }
+        };
         let count = &mut self.accesses[index];
         count.requests += 1;
         count.sectors += sectors_now;
@@ -227,7 +226,7 @@ impl Context<'_> {
             let offset = start - GLOBAL_BASE;
             // SAFETY: the range is inside an allocation.
             unsafe {
-                let aligned = offset % 4 == 0 && len % 4 == 0 && !op.strong;
+                let aligned = (offset | len) & 3 == 0 && !op.strong;
                 let entry = self.memory.race_entries().add((offset / 4) as usize);
                 if !aligned || race::write_words(entry, (len / 4) as usize, by) {
                     for l in lanes(m) {

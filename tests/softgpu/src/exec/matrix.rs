@@ -185,12 +185,20 @@ unsafe fn general(r: *mut u32, op: &MmaOp, mode: MmaMode) {
                 c[g + 8 * (i >> 1)][2 * q + (i & 1)] = value;
             }
         }
+        let rows = a.map(|x| tensor::Parts::new(&x[..k]));
+        let columns = b.map(|x| tensor::Parts::new(&x[..k]));
         for t in 0..32 {
             let (g, q) = (t / 4, t % 4);
             let mut out = [0f32; 4];
             for (i, o) in out.iter_mut().enumerate() {
                 let (row, col) = (g + 8 * (i >> 1), 2 * q + (i & 1));
-                *o = tensor::dot(&a[row][..k], &b[col][..k], c[row][col], op.ty, mode);
+                let (x, y, z) = (&a[row][..k], &b[col][..k], c[row][col]);
+                *o = if mode == MmaMode::Fast {
+                    tensor::dot(x, y, z, op.ty, mode)
+                } else {
+                    let h100 = mode == MmaMode::H100;
+                    tensor::exact(&rows[row], &columns[col], x, y, z, op.ty, h100)
+                };
             }
             if op.half_d {
                 for i in 0..2 {

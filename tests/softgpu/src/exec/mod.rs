@@ -186,9 +186,10 @@ impl Executor {
             }
             let mut block = shared.start_block(&mut context, &mut warps, shared.permuted(k));
             let mut run = || {
-                while !shared.stop.load(Atomic::Relaxed)
-                    && !context.run_slice(&mut warps, &mut block, 1 << 20)?
-                {}
+                let mut done = false;
+                while !done && !shared.stop.load(Atomic::Relaxed) {
+                    done = context.run_slice(&mut warps, &mut block, 1 << 20)?;
+                }
                 Ok(())
             };
             if let Err(fault) = run() {

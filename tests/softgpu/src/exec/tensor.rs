@@ -27,7 +27,7 @@ const H100: Chip = Chip { extra: 2, floor: -133, block: 16 };
 
 /// One element of D = A B + C over all of k.
 pub fn dot(a: &[f32], b: &[f32], c: f32, ty: MmaType, mode: MmaMode) -> f32 {
-    let chip = match mode {
+    let h100 = match mode {
         MmaMode::Fast => {
             // Two chains, even and odd k, as the quick kernel sums.
             let mut s = [c, 0.0];
@@ -36,59 +36,90 @@ pub fn dot(a: &[f32], b: &[f32], c: f32, ty: MmaType, mode: MmaMode) -> f32 {
             }
             return s[0] + s[1];
         }
-        MmaMode::A100 => A100,
-        MmaMode::H100 => H100,
+        MmaMode::A100 => false,
+        MmaMode::H100 => true,
     };
-    let block = if ty == MmaType::TF32 { chip.block / 2 } else { chip.block };
-    a.chunks(block).zip(b.chunks(block)).fold(c, |c, (a, b)| exact_block(a, b, c, chip))
+    exact(&Parts::new(a), &Parts::new(b), a, b, c, ty, h100)
 }
 
-/// Magnitude as integer and exponent of its lowest bit, and the exponent used for alignment (of
-/// the leading bit as if normalised from the format, subnormals at their fixed exponent).
-fn split(x: f32) -> (i64, i32) {
+/// A row of A or column of B taken apart: signed mantissas with 23 fraction bits, exponents.
+/// Subnormals keep the fixed exponent; a zero's is so low that it never decides the alignment.
+#[derive(Clone, Copy)]
+pub struct Parts {
+    mantissa: [i64; 16],
+    exponent: [i64; 16],
+    finite: bool,
+}
+
+const ZERO_EXPONENT: i64 = -4096;
+
+fn split(x: f32) -> (i64, i64) {
     let bits = x.to_bits();
-    let e = (bits >> 23 & 0xff) as i32;
+    let e = i64::from(bits >> 23 & 0xff);
     let f = i64::from(bits & 0x7f_ffff);
-    if e == 0 { (f, -126) } else { (f | 1 << 23, e - 127) }
+    let (m, e) = if e == 0 { (f, -126) } else { (f | 1 << 23, e - 127) };
+    (if bits >> 31 != 0 { -m } else { m }, if m == 0 { ZERO_EXPONENT } else { e })
 }
 
-/// One block: up to 16 products and C, on a chip.
-fn exact_block(a: &[f32], b: &[f32], c: f32, chip: Chip) -> f32 {
-    let special = |x: f32| !x.is_finite();
-    if special(c) || a.iter().chain(b).any(|&x| special(x)) {
-        let s: f64 = a.iter().zip(b).map(|(&x, &y)| f64::from(x) * f64::from(y)).sum();
-        let s = s + f64::from(c);
-        return if s.is_nan() { f32::from_bits(0x7fff_ffff) } else { s as f32 };
-    }
-    // (negative, magnitude with 46 fraction bits, exponent)
-    let mut terms = [(false, 0i64, i32::MIN); 17];
-    let mut n = 0;
-    for (&x, &y) in a.iter().zip(b) {
-        if x == 0.0 || y == 0.0 {
-            continue;
+impl Parts {
+    /// Takes up to 16 values apart.
+    pub fn new(x: &[f32]) -> Parts {
+        let mut p = Parts { mantissa: [0; 16], exponent: [ZERO_EXPONENT; 16], finite: true };
+        for (k, &v) in x.iter().enumerate().take(16) {
+            (p.mantissa[k], p.exponent[k]) = split(v);
+            p.finite &= v.is_finite();
         }
-        let ((mx, ex), (my, ey)) = (split(x), split(y));
-        terms[n] = (x.is_sign_negative() != y.is_sign_negative(), mx * my, ex + ey);
-        n += 1;
+        p
     }
-    if c != 0.0 {
-        let (m, e) = split(c);
-        terms[n] = (c.is_sign_negative(), m << 23, e);
-        n += 1;
+}
+
+/// One element of D over the first `k` products, exact for the mode's chip; `a` and `b` are only
+/// looked at for infinities and NaNs.
+#[inline(always)]
+pub fn exact(pa: &Parts, pb: &Parts, a: &[f32], b: &[f32], c: f32, ty: MmaType, h100: bool) -> f32 {
+    let chip = if h100 { H100 } else { A100 };
+    let block = if ty == MmaType::TF32 { chip.block / 2 } else { chip.block };
+    let k = a.len();
+    let mut sum = c;
+    let mut at = 0;
+    while at < k {
+        let end = (at + block).min(k);
+        sum = if pa.finite && pb.finite && sum.is_finite() {
+            exact_block(pa, pb, at, end, sum, chip)
+        } else {
+            special_block(&a[at..end], &b[at..end], sum)
+        };
+        at = end;
     }
-    let top = terms[..n].iter().map(|t| t.2).max().unwrap_or(i32::MIN);
-    if n == 0 {
-        return 0.0;
+    sum
+}
+
+fn special_block(a: &[f32], b: &[f32], c: f32) -> f32 {
+    let s: f64 = a.iter().zip(b).map(|(&x, &y)| f64::from(x) * f64::from(y)).sum();
+    let s = s + f64::from(c);
+    if s.is_nan() { f32::from_bits(0x7fff_ffff) } else { s as f32 }
+}
+
+/// One block of products and C, all finite.
+#[inline(always)]
+fn exact_block(a: &Parts, b: &Parts, from: usize, to: usize, c: f32, chip: Chip) -> f32 {
+    let (cm, ce) = split(c);
+    let mut top = ce.max(i64::from(chip.floor));
+    for k in from..to {
+        top = top.max(a.exponent[k] + b.exponent[k]);
     }
-    let top = top.max(chip.floor);
-    // Truncation keeps 23 + extra fraction bits below the largest exponent.
-    let mut sum = 0i64;
-    for &(negative, magnitude, exponent) in &terms[..n] {
-        let drop = (top - exponent) + 23 - chip.extra;
-        let kept = if drop > 62 { 0 } else { magnitude >> drop };
-        sum += if negative { -kept } else { kept };
+    // Products have 46 fraction bits; truncation keeps 23 + extra below the largest exponent.
+    let keep = 23 - i64::from(chip.extra);
+    let truncate = |m: i64, e: i64| {
+        let drop = (top - e + keep).min(63);
+        let magnitude = (m.unsigned_abs() >> drop) as i64;
+        if m < 0 { -magnitude } else { magnitude }
+    };
+    let mut sum = truncate(cm << 23, ce);
+    for k in from..to {
+        sum += truncate(a.mantissa[k] * b.mantissa[k], a.exponent[k] + b.exponent[k]);
     }
-    pack(sum, top - 23 - chip.extra)
+    pack(sum, top as i32 - 23 - chip.extra)
 }
 
 /// sum * 2^exponent truncated to f32.
@@ -130,8 +161,10 @@ pub unsafe fn fast_k16(r: *mut u32, op: &MmaOp) {
     // SAFETY: the caller's promise; features are checked before they are used.
     unsafe {
         #[cfg(target_arch = "x86_64")]
-        if level() != Level::Base {
-            return fast_k16_v3(r, op);
+        match level() {
+            Level::V4 => return fast_k16_v4(r, op),
+            Level::V3 => return fast_k16_v3(r, op),
+            Level::Base => {}
         }
         fast_k16_body(r, op);
     }
@@ -144,53 +177,59 @@ unsafe fn fast_k16_v3(r: *mut u32, op: &MmaOp) {
     unsafe { fast_k16_body(r, op) }
 }
 
+#[cfg(target_arch = "x86_64")]
+#[target_feature(enable = "avx2,fma,bmi1,bmi2,avx512f,avx512bw,avx512dq,avx512vl")]
+unsafe fn fast_k16_v4(r: *mut u32, op: &MmaOp) {
+    // SAFETY: forwarded.
+    unsafe { fast_k16_body(r, op) }
+}
+
 #[inline(always)]
 unsafe fn fast_k16_body(r: *mut u32, op: &MmaOp) {
-    // b[k][n], a[m][k]
+    // A stays in fragment order: element (m, k) is half k & 1 of lane 4 (m % 8) + k % 8 / 2 of
+    // register m / 8 + 2 (k / 8). B becomes b[k][n].
     let mut b = [[0f32; 8]; 16];
-    let mut a = [[0f32; 16]; 16];
-    let mut c = [[0f32; 8]; 16];
+    let mut a_lo = [[0f32; 32]; 4];
+    let mut a_hi = [[0f32; 32]; 4];
     // SAFETY: the caller's promise.
     unsafe {
         for i in 0..2 {
-            let w = r.add(op.b[i] as usize);
             let (mut lo, mut hi) = ([0f32; 32], [0f32; 32]);
-            widen(w, op.ty, &mut lo, &mut hi);
-            for t in 0..32 {
-                b[2 * (t % 4) + 8 * i][t / 4] = lo[t];
-                b[2 * (t % 4) + 8 * i + 1][t / 4] = hi[t];
-            }
-        }
-        for i in 0..4 {
-            let w = r.add(op.a[i] as usize);
-            let (mut lo, mut hi) = ([0f32; 32], [0f32; 32]);
-            widen(w, op.ty, &mut lo, &mut hi);
-            for t in 0..32 {
-                let (row, col) = (t / 4 + 8 * (i & 1), 2 * (t % 4) + 8 * (i >> 1));
-                a[row][col] = lo[t];
-                a[row][col + 1] = hi[t];
-            }
-            let w = r.add(op.c[i] as usize).cast::<f32>();
-            for t in 0..32 {
-                c[t / 4 + 8 * (i >> 1)][2 * (t % 4) + (i & 1)] = *w.add(t);
-            }
-        }
-        for (row, out) in a.iter().zip(c.iter_mut()) {
-            let mut odd = [0f32; 8];
-            for k in (0..16).step_by(2) {
+            widen(r.add(op.b[i] as usize), op.ty, &mut lo, &mut hi);
+            for q in 0..4 {
                 for n in 0..8 {
-                    out[n] = row[k].mul_add(b[k][n], out[n]);
-                    odd[n] = row[k + 1].mul_add(b[k + 1][n], odd[n]);
+                    b[2 * q + 8 * i][n] = lo[4 * n + q];
+                    b[2 * q + 8 * i + 1][n] = hi[4 * n + q];
                 }
             }
-            for n in 0..8 {
-                out[n] += odd[n];
-            }
         }
         for i in 0..4 {
-            let w = r.add(op.d[i] as usize).cast::<f32>();
-            for t in 0..32 {
-                *w.add(t) = c[t / 4 + 8 * (i >> 1)][2 * (t % 4) + (i & 1)];
+            widen(r.add(op.a[i] as usize), op.ty, &mut a_lo[i], &mut a_hi[i]);
+        }
+        for m in 0..16 {
+            let (g, half) = (m % 8, m / 8);
+            let even_c = r.add(op.c[2 * half] as usize + 4 * g).cast::<f32>();
+            let odd_c = r.add(op.c[2 * half + 1] as usize + 4 * g).cast::<f32>();
+            let mut even = [0f32; 8];
+            let mut odd = [0f32; 8];
+            for q in 0..4 {
+                even[2 * q] = *even_c.add(q);
+                even[2 * q + 1] = *odd_c.add(q);
+            }
+            for k in (0..16).step_by(2) {
+                let (reg, lane) = (half + 2 * (k / 8), 4 * g + k % 8 / 2);
+                let (x, y) = (a_lo[reg][lane], a_hi[reg][lane]);
+                for n in 0..8 {
+                    even[n] = x.mul_add(b[k][n], even[n]);
+                    odd[n] = y.mul_add(b[k + 1][n], odd[n]);
+                }
+            }
+            // C of this row has been read, so D may take its place.
+            let even_d = r.add(op.d[2 * half] as usize + 4 * g).cast::<f32>();
+            let odd_d = r.add(op.d[2 * half + 1] as usize + 4 * g).cast::<f32>();
+            for q in 0..4 {
+                *even_d.add(q) = even[2 * q] + odd[2 * q];
+                *odd_d.add(q) = even[2 * q + 1] + odd[2 * q + 1];
             }
         }
     }

@@ -109,7 +109,7 @@ pub unsafe fn copy(bits: *mut u64, from: u64, to: u64, len: u64) {
     while k < len {
         // SAFETY: the caller's promise.
         unsafe {
-            let aligned = from.wrapping_add(k) % 64 == 0 && (to + k) % 64 == 0 && len - k >= 64;
+            let aligned = ((from + k) | (to + k)) & 63 == 0 && len - k >= 64;
             if aligned {
                 *bits.add(((to + k) / 64) as usize) = *bits.add(((from + k) / 64) as usize);
                 k += 64;

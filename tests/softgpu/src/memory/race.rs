@@ -107,13 +107,15 @@ unsafe fn read_words_body(p: *mut u64, n: usize, by: Accessor) -> bool {
     let mut bad = 0u64;
     let fresh = by.epoch << EPOCH;
     let set = 15 << RMASK | 15 << RTOUCH;
+    // Through the read-only path not even the block's own stores may be read.
+    let allowed = if by.read_only { 0 } else { by.block };
     for k in 0..n {
         // SAFETY: the caller of the public function promises n entries.
         unsafe {
             let entry = *p.add(k);
             let e = if entry >> EPOCH == by.epoch { entry } else { fresh };
             let writer = e & BLOCK;
-            bad |= u64::from(writer != 0) & u64::from(writer != by.block);
+            bad |= u64::from(writer != 0) & u64::from(writer != allowed);
             let reader = e >> READER & BLOCK;
             let reader = if (reader == 0) | (reader == by.block) { by.block } else { MANY };
             *p.add(k) = (e & !(BLOCK << READER)) | reader << READER | set;

@@ -313,7 +313,8 @@ impl SharedMemory {
                         let x = warps.trailing_zeros();
                         warps &= warps - 1;
                         let ordered = r >> CLOCK < u64::from(by.clocks[x as usize]);
-                        if !ordered && !(x == by.warp && own) {
+                        let mine = x == by.warp && own;
+                        if !ordered && !mine {
                             return Err(self.race("writes", word * 4, x, None, vars));
                         }
                     }

@@ -697,9 +697,8 @@ impl<'a> Parser<'a> {
             offset = self.int()?;
         }
         loop {
-            if self.accept(b'+') {
-                offset = offset.wrapping_add(self.int()?);
-            } else if self.is(b'-') {
+            // A minus sign belongs to the integer.
+            if self.accept(b'+') || self.is(b'-') {
                 offset = offset.wrapping_add(self.int()?);
             } else {
                 break;
