@@ -89,6 +89,10 @@ impl Env for Linker<'_, '_> {
         let module = self.module;
         let func =
             module.funcs.iter().find(|f| f.name == name && !f.is_entry && f.body.is_some())?;
+        // The builder refuses parameters of this size; here they would only exhaust memory.
+        if func.params.iter().chain(&func.rets).any(|v| v.bytes > 4096) {
+            return None;
+        }
         let mut next = 0;
         let mut places = |vars: &[ast::Var<'_>]| {
             vars.iter()
