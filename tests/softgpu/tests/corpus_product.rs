@@ -373,6 +373,46 @@ fn matrix_loads_and_small_copies_land_where_the_isa_says() {
     });
 }
 
+#[test]
+fn branch_groups_match() {
+    let a: Vec<i32> = (0..64).map(|i| i * 7 % 29).collect();
+    each_build(|h| {
+        let (da, out) = (h.upload(&a), h.alloc::<i32>(64));
+        h.launch("branch_groups", 1, 64, 0, &Args::new().ptr(out).ptr(da));
+        let got: Vec<i32> = h.download(out, 64);
+        for i in 0..64 {
+            let lanes: Vec<usize> =
+                (i / 32 * 32..i / 32 * 32 + 32).filter(|&j| a[j] % 3 == 0).collect();
+            let want = lanes
+                .iter()
+                .position(|&j| j == i)
+                .map_or(-1, |rank| rank as i32 + 100 * lanes.len() as i32);
+            assert_eq!(got[i], want, "lane {i}");
+        }
+    });
+}
+
+#[test]
+fn half_depth_fragments_land_where_the_isa_says() {
+    // Small integers: every order of summation gives the same bits.
+    let mut rng = Rng(60);
+    let mut small =
+        |n: usize| -> Vec<f32> { (0..n).map(|_| (rng.next() % 31) as f32 - 15.0).collect() };
+    let (a, b, c) = (small(16 * 8), small(8 * 8), small(16 * 8));
+    let to = |v: &[f32]| v.iter().map(|&x| bf16::from_f32(x)).collect::<Vec<_>>();
+    each_build(|h| {
+        let (da, db, dc) = (h.upload(&to(&a)), h.upload(&to(&b)), h.upload(&c));
+        let out = h.alloc::<f32>(128);
+        h.launch("half_depth_mma", 1, 32, 0, &Args::new().ptr(out).ptr(da).ptr(db).ptr(dc));
+        let got: Vec<f32> = h.download(out, 128);
+        for i in 0..128 {
+            let (row, column) = (i / 8, i % 8);
+            let want = c[i] + (0..8).map(|k| a[8 * row + k] * b[8 * column + k]).sum::<f32>();
+            assert_eq!(got[i], want, "{row},{column}");
+        }
+    });
+}
+
 /// One block of a tensor core's sum, by exact f64: terms truncated to 23 + `extra` bits below the
 /// largest exponent, the sum truncated to f32. Finite values, normal results.
 fn truncated_block(a: &[f32], b: &[f32], c: f32, extra: i32) -> f32 {

@@ -1,4 +1,5 @@
 // What the product's kernels are made of, form by form.
+#include <cooperative_groups.h>
 
 extern "C" __global__ void warp_reductions(unsigned* out, const unsigned* a) {
     int i = threadIdx.x;
@@ -85,4 +86,25 @@ extern "C" __global__ void small_copies(int* out, const int* a) {
     out[i] = s[0][31 - i];
     for (int k = 0; k < 2; k++) out[32 + 2 * i + k] = s[1][2 * i + k];
     for (int k = 0; k < 4; k++) out[96 + 4 * i + k] = s[2][4 * i + k];
+}
+
+// The lanes of a branch as a group: rank and size.
+extern "C" __global__ void branch_groups(int* out, const int* a) {
+    int i = threadIdx.x;
+    out[i] = -1;
+    if (a[i] % 3 == 0) {
+        auto group = cooperative_groups::coalesced_threads();
+        out[i] = group.thread_rank() + 100 * group.size();
+    }
+}
+
+// m16n8k8: A register r holds row g + 8r, columns 2t and 2t + 1; B rows 2t and 2t + 1 of column g.
+extern "C" __global__ void half_depth_mma(float* out, const unsigned* a, const unsigned* b, const float* c) {
+    int i = threadIdx.x, g = i >> 2, t = i & 3;
+    float d[4];
+    for (int k = 0; k < 4; k++) d[k] = c[(g + 8 * (k >> 1)) * 8 + 2 * t + (k & 1)];
+    asm volatile("mma.sync.aligned.m16n8k8.row.col.f32.bf16.bf16.f32 {%0,%1,%2,%3}, {%4,%5}, {%6}, {%0,%1,%2,%3};"
+                 : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3])
+                 : "r"(a[g * 4 + t]), "r"(a[(g + 8) * 4 + t]), "r"(b[g * 4 + t]));
+    for (int k = 0; k < 4; k++) out[(g + 8 * (k >> 1)) * 8 + 2 * t + (k & 1)] = d[k];
 }
