@@ -158,6 +158,10 @@ impl Default for SampleConfig {
     }
 }
 
+/// Largest batch, accumulation or number of images of a grid: beyond it sizes
+/// would no longer be sure to fit their types.
+pub const MAX_BATCH: usize = 1 << 20;
+
 /// Named configurations that ship with the program: name, what for, TOML.
 pub const PRESETS: [(&str, &str, &str); 3] = [
     ("digits", "8x8 handwritten digits, minutes on two cores", include_str!("presets/digits.toml")),
@@ -284,6 +288,19 @@ impl Config {
         };
         positive("train.batch", t.batch > 0)?;
         positive("train.accumulation", t.accumulation > 0)?;
+        for (key, value, most) in [
+            ("train.batch", t.batch as u64, MAX_BATCH as u64),
+            ("train.accumulation", t.accumulation as u64, MAX_BATCH as u64),
+            ("sample.batch", self.sample.batch as u64, MAX_BATCH as u64),
+            ("sample.count", self.sample.count as u64, MAX_BATCH as u64),
+            ("train.steps", t.steps, 1 << 40),
+            // TOML's integers, in which the run keeps it, end there.
+            ("train.seed", t.seed, i64::MAX as u64),
+        ] {
+            if value > most {
+                return Err(Error::config(key, format!("{value} is more than {most}")));
+            }
+        }
         positive("train.checkpoint_every", t.checkpoint_every > 0)?;
         positive("train.log_every", t.log_every > 0)?;
         positive("train.keep", t.keep > 0)?;
@@ -294,10 +311,12 @@ impl Config {
             true => Ok(()),
             false => Err(Error::config(key, format!("{value} is out of range: {right}"))),
         };
-        range("train.learning_rate", t.learning_rate, t.learning_rate > 0.0, "above 0")?;
+        let single = |v: f64| v as f32 > 0.0 && (v as f32).is_finite();
+        let rate = t.learning_rate;
+        range("train.learning_rate", rate, single(rate), "above 0, within single precision")?;
         range("train.beta1", t.beta1, (0.0..1.0).contains(&t.beta1), "from 0 to below 1")?;
         range("train.beta2", t.beta2, (0.0..1.0).contains(&t.beta2), "from 0 to below 1")?;
-        range("train.eps", t.eps, t.eps > 0.0, "above 0")?;
+        range("train.eps", t.eps, single(t.eps), "above 0, within single precision")?;
         range("train.weight_decay", t.weight_decay, t.weight_decay >= 0.0, "0 or more")?;
         range("train.clip", t.clip, t.clip >= 0.0, "0 (no clipping) or more")?;
         range("train.ema_decay", t.ema_decay, (0.0..=1.0).contains(&t.ema_decay), "from 0 to 1")?;

@@ -36,7 +36,7 @@ pub enum Error {
         found: Vec<usize>,
     },
     /// A file could not be read or written.
-    #[error("{action} `{}`", path.display())]
+    #[error("{action} `{}`: {source}", path.display())]
     File {
         /// What was tried, e.g. "cannot read".
         action: &'static str,

@@ -11,8 +11,8 @@ fn main() {
     };
     if let Err(error) = cli.run() {
         let code = error.exit_code();
-        // anyhow walks the chain of sources.
-        eprintln!("error: {:#}", anyhow::Error::from(error));
+        // Every message of the library ends with its own cause.
+        eprintln!("error: {error}");
         std::process::exit(code);
     }
 }

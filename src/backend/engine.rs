@@ -37,7 +37,7 @@ impl Loaded {
 }
 
 /// Bytes a run needs on its device, by use. Known before anything is allocated.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, serde::Serialize)]
 #[allow(missing_docs)]
 pub struct Requirement {
     pub weights: usize,

@@ -78,7 +78,14 @@ impl Program {
     /// Lays out the memory of a lowered plan.
     pub fn new(plan: Plan, prologue: Vec<Node>) -> Self {
         let memory = plan_memory(&plan);
-        debug_assert!(crate::plan::memory::conflicts(&plan, &memory).is_empty());
+        // The executors hand out slices on the strength of this.
+        let conflicts = crate::plan::memory::conflicts(&plan, &memory);
+        assert!(conflicts.is_empty(), "tensors share bytes: {conflicts:?}");
+        for node in plan.nodes.iter().chain(&prologue) {
+            let written = || node.outputs.iter().flatten().map(|w| w.tensor).chain(node.workspace);
+            let aliased = written().find(|t| node.inputs.contains(&Some(*t)));
+            assert!(aliased.is_none(), "{} reads what it writes", node.op.name());
+        }
         Program { plan, prologue, memory }
     }
 

@@ -6,7 +6,7 @@ use clap::Args;
 use langevin::Result;
 use langevin::backend::{Backend, Engine, Requirement, human_bytes};
 use langevin::checkpoint::diffusers::Kind;
-use langevin::config::TrainConfig;
+use langevin::config::{MAX_BATCH, TrainConfig};
 use langevin::model::Network;
 use langevin::plan::Plan;
 use langevin::train::step::StepPrograms;
@@ -27,8 +27,8 @@ pub struct InfoArgs {
 }
 
 pub fn run(args: InfoArgs, global: &Global) -> Result<()> {
-    if args.batch == 0 {
-        return Err(langevin::Error::Usage("--batch must be at least 1".into()));
+    if !(1..=MAX_BATCH).contains(&args.batch) {
+        return Err(langevin::Error::Usage(format!("--batch takes 1 to {MAX_BATCH}")));
     }
     let backend = global.backend()?;
     let device = device(backend.as_ref());

@@ -57,10 +57,19 @@ pub fn run(args: PredictArgs, global: &Global) -> Result<()> {
     let mut engine =
         Engine::new(global.backend()?, model.parameters.arena_len(), args.gradients.is_some())?;
     engine.set_arena(Space::Parameters, &arena)?;
+    if args.gradients.as_ref() == Some(&args.output) {
+        return Err(Error::Usage("--output and --gradients name the same file".into()));
+    }
+    // What the network finds wrong with the tensors is wrong with the file.
+    let of_file = |error: Error| match error {
+        Error::Usage(problem) => Error::content(&args.input, problem),
+        other => other,
+    };
     let (prediction, loss) = match &args.gradients {
         None => {
             let network = &model.network;
-            (predict(&mut engine, network, WeightSet::Raw, shape, &x, &conditions)?, None)
+            let prediction = predict(&mut engine, network, WeightSet::Raw, shape, &x, &conditions);
+            (prediction.map_err(of_file)?, None)
         }
         Some(path) => {
             let (target_shape, target) = input.floats("target", axes)?;
@@ -73,7 +82,8 @@ pub fn run(args: PredictArgs, global: &Global) -> Result<()> {
             let target = nchw_to_nhwc(target, out_shape)?;
             let network = &model.network;
             let (prediction, gradients) =
-                predict_with_gradients(&mut engine, network, shape, &x, &conditions, &target)?;
+                predict_with_gradients(&mut engine, network, shape, &x, &conditions, &target)
+                    .map_err(of_file)?;
             let mut named =
                 vec![("loss".to_string(), Tensor::f32(&[], vec![gradients.loss as f32])?)];
             for p in model.parameters.entries.iter().filter(|p| p.trainable) {

@@ -7,7 +7,7 @@ use clap::Args;
 use langevin::backend::{Engine, WeightSet, human_bytes};
 use langevin::checkpoint::atomic;
 use langevin::checkpoint::tensors::{self, Tensor, nchw_to_nhwc, nhwc_to_nchw};
-use langevin::config::SampleConfig;
+use langevin::config::{MAX_BATCH, SampleConfig};
 use langevin::diffusion::sampler::run::{Request, Samples};
 use langevin::diffusion::sampler::{Kind, Options};
 use langevin::model::Conditioning;
@@ -187,6 +187,10 @@ pub fn run(args: SampleArgs, global: &Global) -> Result<()> {
     if count == 0 || args.batch == Some(0) {
         return Err(Error::Usage("--count and --batch must be at least 1".into()));
     }
+    if batch > MAX_BATCH {
+        return Err(Error::Usage(format!("--batch takes at most {MAX_BATCH}")));
+    }
+    check_targets(&args)?;
     if !args.guidance.is_finite() {
         return Err(Error::Usage("--guidance must be a finite number".into()));
     }
@@ -203,10 +207,21 @@ pub fn run(args: SampleArgs, global: &Global) -> Result<()> {
         None => Kind::from_config(&model.scheduler)?,
     };
     let options = options(&args, &config, kind, named)?;
+
+    let engine = Engine::new(global.backend()?, 0, false)?;
+    let [h, w, c] = image;
+    let drawn = (count as u64).checked_mul((h * w * c * 4 * 2) as u64);
+    let available = engine.backend().info().memory_bytes;
+    if drawn.is_none_or(|bytes| available > 0 && bytes > available) {
+        return Err(Error::Device {
+            device: engine.backend().info().name,
+            problem: format!(
+                "{count} images do not fit in memory together; draw them in parts with --first and --count"
+            ),
+        });
+    }
     let (classes, null_class) = classes(&args, &model, count)?;
     let noise = args.noise.as_ref().map(|path| read_noise(path, count, image)).transpose()?;
-
-    let mut engine = Engine::new(global.backend()?, model.parameters.arena_len(), false)?;
     let drawing = Drawing {
         network: &model.network,
         scheduler: &model.scheduler,
@@ -234,6 +249,7 @@ pub fn run(args: SampleArgs, global: &Global) -> Result<()> {
     }
     let need = prepared.requirement(model.parameters.arena_len());
     engine.check(&need, "lower --batch")?;
+    let mut engine = Engine::new(engine.into_backend(), model.parameters.arena_len(), false)?;
     let (arena, report) = model.weights(args.weights)?;
     say(format!("{report}"));
     say(format!(
@@ -282,6 +298,28 @@ pub fn run(args: SampleArgs, global: &Global) -> Result<()> {
         output::grouped(samples.evaluations),
         names.join(", ")
     ))
+}
+
+/// Finds out before hours of drawing that a result could not be written.
+fn check_targets(args: &SampleArgs) -> Result<()> {
+    if args.tensors.as_ref() == Some(&args.out) {
+        return Err(Error::Usage("--out and --tensors name the same file".into()));
+    }
+    let extension = args.out.extension().map(|e| e.to_ascii_lowercase());
+    if extension
+        .is_some_and(|e| ["jpg", "jpeg", "gif", "webp", "bmp", "tiff"].iter().any(|o| e == *o))
+    {
+        return Err(Error::Usage(format!(
+            "--out `{}`: pictures are written as .png; or name a folder",
+            args.out.display()
+        )));
+    }
+    let grid = is_picture(&args.out).then_some(&args.out);
+    for file in grid.into_iter().chain(&args.tensors) {
+        // Dropped without a commit, it leaves no trace.
+        drop(atomic::AtomicFile::create(file)?);
+    }
+    Ok(())
 }
 
 fn is_picture(path: &Path) -> bool {

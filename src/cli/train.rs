@@ -1,11 +1,12 @@
 //! `langevin train`.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use clap::Args;
 use langevin::config::{self, Config};
+use langevin::model::Network;
 use langevin::train::{self, Request, Summary};
 use langevin::{Error, Result};
 use serde_json::{Map, Value};
@@ -37,8 +38,8 @@ pub struct TrainArgs {
     /// Go on from the newest valid checkpoint in RUN
     #[arg(long)]
     resume: bool,
-    /// Take the first weights from this model
-    #[arg(long, value_name = "MODEL", conflicts_with = "resume")]
+    /// Take network, schedule and first weights from this model; with --resume only where there is no checkpoint yet
+    #[arg(long, value_name = "MODEL")]
     init: Option<PathBuf>,
 }
 
@@ -52,14 +53,13 @@ impl TrainArgs {
         for assignment in &self.settings.set {
             config::set(&mut value, assignment)?;
         }
-        let flags = [
-            ("train.steps", self.steps.map(|v| v.to_string())),
-            ("train.batch", self.batch.map(|v| v.to_string())),
-            ("train.seed", self.seed.map(|v| v.to_string())),
-        ];
+        let flags =
+            [("steps", self.steps), ("batch", self.batch.map(|v| v as u64)), ("seed", self.seed)];
         for (key, flag) in flags {
             if let Some(flag) = flag {
-                config::set(&mut value, &format!("{key}={flag}"))?;
+                let mut train = Map::new();
+                train.insert(key.into(), flag.into());
+                config::merge(&mut value, serde_json::json!({"train": train}));
             }
         }
         if let Some(spec) = &self.data {
@@ -98,7 +98,13 @@ impl TrainArgs {
                 let data = train::open_data(&Config::from_value(Value::Object(probe))?)?;
                 let name = config::nearest_preset(&data.name, data.height(), data.channels());
                 let mut base = config::read(name)?;
-                let fits = adapt(&mut base, &data)?;
+                let fits = match &self.init {
+                    None => adapt(&mut base, &data)?,
+                    Some(init) => {
+                        adopt(&mut base, init)?;
+                        format!(", network and schedule of `{}`", init.display())
+                    }
+                };
                 say(&format!("configuration: preset {name}{fits}"));
                 base
             }
@@ -120,6 +126,18 @@ fn adapt(base: &mut Value, data: &langevin::data::Dataset) -> Result<String> {
         true => String::new(),
         false => format!(", its network set to {h}x{w} with {c} channels"),
     })
+}
+
+/// Puts the network and the schedule of a model in the place of a preset's.
+fn adopt(base: &mut Value, init: &Path) -> Result<()> {
+    let mut model = super::model::open(init, &[])?;
+    // Fields of other scheduler classes mean nothing to training.
+    model.scheduler.other.clear();
+    let Network::UNet(network) = model.network;
+    let plain = |e: serde_json::Error| Error::Usage(format!("configuration: {e}"));
+    base["model"] = serde_json::to_value(network).map_err(plain)?;
+    base["scheduler"] = serde_json::to_value(model.scheduler).map_err(plain)?;
+    Ok(())
 }
 
 pub fn run(args: TrainArgs, global: &Global) -> Result<()> {

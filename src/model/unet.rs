@@ -30,6 +30,19 @@ impl UNetConfig {
     /// blame: blocks that do not fit each other, groups that do not divide,
     /// values out of range.
     pub fn validate(&self) -> Result<()> {
+        // Beyond these a slip of the keyboard would keep the dry build busy for hours.
+        let largest = self.block_out_channels.iter().copied().max().unwrap_or(0);
+        for (key, value, most) in [
+            ("model.layers_per_block", self.layers_per_block, 64),
+            ("model.block_out_channels", largest, 1 << 16),
+            ("model.block_out_channels", self.block_out_channels.len(), 16),
+            ("model.in_channels", self.in_channels, 1 << 16),
+            ("model.out_channels", self.out_channels, 1 << 16),
+        ] {
+            if value > most {
+                return Err(Error::config(key, format!("{value} is more than {most}")));
+            }
+        }
         if let Some(size) = self.sample_size {
             let multiple = self.size_multiple();
             for side in [size.height(), size.width()] {

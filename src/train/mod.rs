@@ -61,6 +61,8 @@ pub struct Summary {
     pub steps: u64,
     pub images: u64,
     pub seconds: f64,
+    /// The memory need that was printed before the run.
+    pub memory: Requirement,
     pub first_loss: Option<f32>,
     pub final_loss: Option<f32>,
     pub checkpoint: PathBuf,
@@ -108,7 +110,8 @@ pub fn train(backend: Box<dyn Backend>, request: Request, say: Report) -> Result
         say(&format!("removed `{}`, left over from an interrupted write", path.display()));
     }
 
-    let mut engine = Engine::new(backend, parameters.arena_len(), true)?;
+    // Plans are lowered, and the need checked, before anything large is allocated.
+    let engine = Engine::new(backend, 0, true)?;
     let image = [dataset.height(), dataset.width(), dataset.channels()];
     let programs = StepPrograms::new(&engine, &network, &parameters, &config.train, image)?;
     let grid = grid_drawing(&config, &network, image)?.prepare(&engine)?;
@@ -133,6 +136,7 @@ pub fn train(backend: Box<dyn Backend>, request: Request, say: Report) -> Result
         human_bytes(requirement.staging as u64),
     ));
     engine.check(&requirement, "lower train.batch and raise train.accumulation instead")?;
+    let mut engine = Engine::new(engine.into_backend(), parameters.arena_len(), true)?;
 
     let mut start = 0;
     let mut resumed = false;
@@ -143,7 +147,8 @@ pub fn train(backend: Box<dyn Backend>, request: Request, say: Report) -> Result
         }
         match search.found {
             Some(found) => {
-                start = load_checkpoint(&mut engine, &parameters, &found.path, &config)?;
+                let images = dataset.len() as u64;
+                start = load_checkpoint(&mut engine, &parameters, &found.path, &config, images)?;
                 resumed = true;
                 say(&format!("resuming from `{}`", found.path.display()));
             }
@@ -164,8 +169,6 @@ pub fn train(backend: Box<dyn Backend>, request: Request, say: Report) -> Result
             config.train.steps
         )));
     }
-    atomic::write_file(out.join(CONFIG), config.to_toml()?)?;
-
     let n = config.train.batch;
     let image_len = dataset.image_len();
     let step = programs.load(&mut engine)?;
@@ -184,6 +187,12 @@ pub fn train(backend: Box<dyn Backend>, request: Request, say: Report) -> Result
         indices: vec![0; n],
         flips: vec![false; n],
     };
+    if init.is_some() && !resumed {
+        // A kill before the first checkpoint must not lose the given weights, nor
+        // may a resume find the configuration without them.
+        run.save(&mut directory, 0)?;
+    }
+    atomic::write_file(out.join(CONFIG), run.config.to_toml()?)?;
     let mut log = match resumed {
         true => MetricsLog::resume(&out, start)?,
         false => MetricsLog::create(&out)?,
@@ -231,7 +240,7 @@ pub fn train(backend: Box<dyn Backend>, request: Request, say: Report) -> Result
         }
         let every = config.train.sample_every;
         if every > 0 && now.is_multiple_of(every) && !finished {
-            run.draw(&out, &format!("samples-{now}.png"))?;
+            run.draw(&out, &format!("samples-{now}.png"), stop)?;
             draw_curve(&out)?;
             since = (Instant::now(), now);
         }
@@ -241,7 +250,9 @@ pub fn train(backend: Box<dyn Backend>, request: Request, say: Report) -> Result
     if last_saved != Some(config.train.steps) {
         run.save(&mut directory, config.train.steps)?;
     }
-    run.draw(&out, GRID)?;
+    if !run.draw(&out, GRID, stop)? {
+        return Err(Error::Interrupted { step: config.train.steps, saved: out });
+    }
     draw_curve(&out)?;
     let records = metrics::read(&out)?;
     let curve = out.join(CURVE);
@@ -249,6 +260,7 @@ pub fn train(backend: Box<dyn Backend>, request: Request, say: Report) -> Result
         steps: config.train.steps,
         images: (config.train.steps - start) * run.images_per_step(),
         seconds: began.elapsed().as_secs_f64(),
+        memory: requirement,
         first_loss: records.first().map(|r| r.loss).or(last_loss),
         final_loss: smoothed_loss(&records).or(last_loss),
         checkpoint: out.join("checkpoints").join(format!("step-{}", config.train.steps)),
@@ -403,6 +415,7 @@ fn load_checkpoint(
     parameters: &Parameters,
     path: &Path,
     config: &Config,
+    images: u64,
 ) -> Result<u64> {
     let files = diffusers::open(path)?;
     let (Some(raw), Some(training)) = (&files.raw_weights, &files.training) else {
@@ -429,6 +442,16 @@ fn load_checkpoint(
                 progress.seed, config.train.seed
             ),
         ));
+    }
+    let seen = progress.step * (config.train.batch * config.train.accumulation) as u64;
+    if progress.cursor != (Cursor { epoch: seen / images, position: seen % images }) {
+        return Err(Error::Data {
+            spec: config.data.spec.clone().unwrap_or_default(),
+            problem: format!(
+                "has {images} images, another number than when the run was begun; a resumed run \
+                 needs the same data"
+            ),
+        });
     }
     Ok(progress.step)
 }
@@ -506,8 +529,13 @@ impl Run<'_> {
         };
         let norm = self.step.update(&mut self.engine, control)?;
         if !norm.is_finite() {
-            let tensor = self.step.diagnose(&mut self.engine, accumulation - 1, &self.batch)?;
-            return Err(self.not_finite(done, "the gradient norm", tensor));
+            for micro in 0..accumulation {
+                self.fill((done * accumulation as u64 + micro as u64) * n as u64);
+                let tensor = self.step.diagnose(&mut self.engine, micro, &self.batch)?;
+                if tensor.is_some() || micro + 1 == accumulation {
+                    return Err(self.not_finite(done, "the gradient norm", tensor));
+                }
+            }
         }
         let images = (n * accumulation) as u64;
         Ok(Record {
@@ -540,6 +568,13 @@ impl Run<'_> {
         let average = self.engine.get_arena(Space::Average)?;
         let first_moments = self.engine.get_arena(Space::FirstMoments)?;
         let second_moments = self.engine.get_arena(Space::SecondMoments)?;
+        for (arena, what) in [(&raw, "a weight"), (&second_moments, "a second moment")] {
+            let broken = arena.iter().position(|v| !v.is_finite());
+            let Some(at) = broken else { continue };
+            let entries = &self.parameters.entries;
+            let tensor = entries.iter().rev().find(|p| p.offset <= at).map(|p| p.name.clone());
+            return Err(self.not_finite(step.saturating_sub(1), what, tensor));
+        }
         let position = step * self.images_per_step();
         let len = self.dataset.len() as u64;
         let progress = Progress {
@@ -577,8 +612,8 @@ impl Run<'_> {
 }
 
 impl Run<'_> {
-    /// Draws the grid of the averaged weights.
-    fn draw(&mut self, out: &Path, name: &str) -> Result<()> {
+    /// Draws the grid of the averaged weights; false where `stop` ended it.
+    fn draw(&mut self, out: &Path, name: &str, stop: &AtomicBool) -> Result<bool> {
         let sample = &self.config.sample;
         let image = [self.dataset.height(), self.dataset.width(), self.dataset.channels()];
         let prepared = grid_drawing(self.config, &self.network, image)?.prepare(&self.engine)?;
@@ -594,10 +629,19 @@ impl Run<'_> {
             classes: &classes,
             ..DrawRequest::default()
         };
-        let samples = ready.draw(&mut self.engine, &request, &mut |_, _| Ok(()));
+        let samples = ready.draw(&mut self.engine, &request, &mut |_, _| match stop
+            .load(Ordering::Relaxed)
+        {
+            true => Err(Error::Interrupted { step: 0, saved: out.to_path_buf() }),
+            false => Ok(()),
+        });
         ready.unload(&mut self.engine);
+        if let Err(Error::Interrupted { .. }) = samples {
+            return Ok(false);
+        }
         let shape = [sample.count, image[0], image[1], image[2]];
         let png = crate::picture::grid_png(&samples?.images, shape, None);
-        atomic::write_file(out.join(name), png)
+        atomic::write_file(out.join(name), png)?;
+        Ok(true)
     }
 }

@@ -13,6 +13,19 @@ fn wrong_flags_and_keys_exit_with_2_and_name_the_key() {
     fail(&train(&["--data", "digits", "--set", "train.bach=3"]), 2, &["bach"]);
     fail(&train(&["--data", "digits", "--set", "train.batch=0"]), 2, &["train.batch"]);
     fail(&train(&["--data", "digits", "--set", "train.batch"]), 2, &["key=value"]);
+    fail(
+        &train(&["--data", "digits", "--set", "train.accumulation=9223372036854775807"]),
+        2,
+        &["train.accumulation"],
+    );
+    fail(
+        &train(&["--data", "digits", "--set", "model.layers_per_block=99999999999"]),
+        2,
+        &["layers_per_block"],
+    );
+    fail(&train(&["--data", "digits", "--set", "train.eps=1e-300"]), 2, &["train.eps"]);
+    fail(&train(&["--data", "digits", "--seed", "18446744073709551615"]), 2, &["train.seed"]);
+    fail(&["info", "--batch", "18446744073709551615"], 2, &["--batch"]);
     fail(&train(&["--data", "digitz"]), 2, &["digitz", "digits", "folder:"]);
     fail(
         &train(&["--data", "digits", "--config", "nowhere.toml"]),

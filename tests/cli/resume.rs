@@ -5,6 +5,8 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::time::Duration;
 
+use langevin::checkpoint::tensors::{self, Tensors, Values};
+
 use crate::{LANGEVIN, errors_of, langevin, succeed, text, tiny_train};
 
 /// Every file that must be equal, with its content; wall-clock fields removed.
@@ -194,4 +196,75 @@ fn resume_without_a_run_starts_at_step_0_and_says_so() {
     arguments.extend(["--steps", "1"]);
     let output = succeed(&arguments);
     assert!(errors_of(&output).contains("step 0"), "{}", errors_of(&output));
+}
+
+#[test]
+fn accumulated_gradients_equal_those_of_the_large_batch() {
+    let folder = tempfile::tempdir().expect("a folder");
+    // Some layers start at zero, and with them most gradients: train a little first.
+    let first = folder.path().join("first");
+    let mut arguments = tiny_train(text(&first), &["--set", "train.warmup_steps=0"]);
+    arguments.extend(["--steps", "20"]);
+    succeed(&arguments);
+    let moments = |name: &str, batch: &str, accumulation: &str| {
+        let run = folder.path().join(name);
+        let mut arguments = tiny_train(text(&run), &["--set", accumulation, "--set", batch]);
+        arguments.extend(["--steps", "1", "--init", text(&first)]);
+        succeed(&arguments);
+        // After one step AdamW's first moments are the gradients times 1 - beta1.
+        let file = run.join("checkpoints/step-1/training/state.safetensors");
+        tensors::read(file).expect("moments")
+    };
+    let large = moments("large", "train.batch=8", "train.accumulation=1");
+    let small = moments("small", "train.batch=2", "train.accumulation=4");
+    let gradients = |tensors: &Tensors, name: &str| match &tensors.get(name).expect(name).values {
+        Values::F32(values) => values.clone(),
+        Values::I64(_) => panic!("{name} is whole"),
+    };
+    let magnitude = |values: &[f32]| values.iter().fold(0f32, |m, v| m.max(v.abs()));
+    let names: Vec<_> = large.names().filter(|n| n.starts_with("first_moments.")).collect();
+    let all = names.iter().map(|n| magnitude(&gradients(&large, n))).fold(0f32, f32::max);
+    let mut compared = 0;
+    for name in names {
+        let (a, b) = (gradients(&large, name), gradients(&small, name));
+        let largest = magnitude(&a);
+        // Keys' biases have no gradient in exact arithmetic.
+        let tolerance = (2e-5 * largest).max(1e-6 * all);
+        for (a, b) in a.iter().zip(&b) {
+            assert!((a - b).abs() <= tolerance, "{name}: {a} {b}, largest {largest}");
+        }
+        compared += usize::from(largest > 1e-3 * all);
+    }
+    assert!(compared > 10, "gradients were compared");
+}
+
+#[test]
+fn a_run_with_given_weights_that_is_killed_early_resumes_from_them() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let first = folder.path().join("first");
+    let mut arguments = tiny_train(text(&first), &["--set", "train.warmup_steps=0"]);
+    arguments.extend(["--steps", "3"]);
+    succeed(&arguments);
+    let run = folder.path().join("run");
+    let mut arguments = tiny_train(text(&run), &["--init", text(&first)]);
+    arguments.extend(["--steps", "1000000", "--set", "train.checkpoint_every=1000000"]);
+    let mut child = Command::new(LANGEVIN)
+        .args(&arguments)
+        .stdout(Stdio::null())
+        .stderr(Stdio::null())
+        .spawn()
+        .expect("the program starts");
+    while !run.join("config.toml").exists() {
+        std::thread::sleep(Duration::from_millis(5));
+    }
+    child.kill().expect("killed");
+    child.wait().expect("ended");
+    // The first step's learning rate is 0: the weights are still the given ones.
+    succeed(&["train", "--out", text(&run), "--resume", "--steps", "1"]);
+    let weights = |run: &Path, step: u32, folder: &str| {
+        let file = format!("checkpoints/step-{step}/{folder}/diffusion_pytorch_model.safetensors");
+        let tensors = tensors::read(run.join(file)).expect("weights");
+        tensors.names().map(|n| format!("{n} {:?}", tensors.get(n).expect(n))).collect::<Vec<_>>()
+    };
+    assert!(weights(&run, 1, "unet_raw") == weights(&first, 3, "unet"), "other weights");
 }

@@ -114,6 +114,9 @@ fn sampling_refuses_what_does_not_fit() {
     fail(&sample(&["--sampler", "ddim", "--eta", "-1"]), 2, &["eta"]);
     fail(&sample(&["--count", "0"]), 2, &["count"]);
     fail(&sample(&["--class", "3"]), 2, &["class"]);
+    fail(&sample(&["--count", "100000000000"]), 1, &["memory", "--first"]);
+    fail(&sample(&["--tensors", "absent/folder/x.safetensors"]), 1, &["absent"]);
+    fail(&["sample", text(&run), "--out", "grid.jpg"], 2, &["grid.jpg", ".png"]);
     assert!(!grid.exists());
 }
 
@@ -203,9 +206,12 @@ fn weights_of_one_run_start_another() {
     let folder = tempfile::tempdir().expect("a folder");
     let run = trained(folder.path());
     let next = folder.path().join("next");
-    let mut arguments = tiny_train(text(&next), &["--init", text(&run)]);
-    arguments.extend(["--steps", "0"]);
-    succeed(&arguments);
+    // Network and schedule are the model's, not the preset's.
+    let next_text = text(&next);
+    let init = ["train", "--data", "digits", "--out", next_text, "--init", text(&run)];
+    succeed(&[&init[..], &["--steps", "0", "--set", "sample.count=1"]].concat());
+    let saved = fs::read_to_string(next.join("config.toml")).expect("a configuration");
+    assert!(saved.contains("num_train_timesteps = 20"), "{saved}");
     let weights = |run: &Path, step: u32| {
         let file = format!("checkpoints/step-{step}/unet/diffusion_pytorch_model.safetensors");
         let tensors = tensors::read(run.join(file)).expect("weights");

@@ -24,9 +24,9 @@ fn slot(space: Space) -> usize {
 /// Inputs, outputs and workspace of a node, by position.
 ///
 /// Inputs are shared and outputs exclusive slices: the memory plan gives tensors
-/// that are alive at the same time disjoint bytes (`memory::conflicts`), and a
-/// node never lists a tensor both as input and as output. Every slice borrows
-/// `self` mutably or shares it, so two outputs are taken with [`Arguments::outputs`].
+/// that are alive at the same time disjoint bytes, and a node never lists a tensor
+/// both as input and as output; [`Program::new`] checks both. `execute` takes each
+/// output once.
 pub struct Arguments<'a> {
     program: &'a Program,
     node: &'a Node,
