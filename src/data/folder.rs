@@ -13,6 +13,10 @@ use image::{DynamicImage, ImageDecoder, ImageError, ImageReader};
 use super::{DataOptions, Raw, write_fitted, zeroed};
 use crate::{Error, Result};
 
+/// Pixels of the largest picture that is decoded: a header of a few bytes can
+/// ask for gigabytes.
+const MOST_PIXELS: u64 = 1 << 28;
+
 /// What a file's header says, after its orientation is applied.
 #[derive(Clone, Copy, Default)]
 struct Header {
@@ -198,6 +202,15 @@ fn not_decoded(file: &Path, error: ImageError) -> Error {
 fn read_header(file: &Path) -> Result<Header> {
     let mut decoder = open(file)?;
     let (width, height) = decoder.dimensions();
+    if u64::from(width) * u64::from(height) > MOST_PIXELS {
+        return Err(Error::content(
+            file,
+            format!(
+                "says it is {width}x{height} pixels, more than the {MOST_PIXELS} that are read; \
+                 scale it down or remove it"
+            ),
+        ));
+    }
     let colour = decoder.color_type().has_color();
     let turned = decoder.orientation().is_ok_and(|orientation| {
         use image::metadata::Orientation::*;

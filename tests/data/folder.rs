@@ -161,3 +161,20 @@ fn a_ring_of_links_is_walked_once() {
     std::os::unix::fs::symlink(folder.path(), folder.path().join("in/back")).unwrap();
     assert_eq!(open("folder", folder.path()).unwrap().len(), 1);
 }
+
+#[test]
+fn a_header_that_claims_billions_of_pixels_is_refused_before_decoding() {
+    let folder = tempfile::tempdir().unwrap();
+    grey(folder.path(), "bomb.png", [1, 1], 0);
+    let path = folder.path().join("bomb.png");
+    let mut bytes = fs::read(&path).unwrap();
+    // Width and height stand after the signature and the chunk's length and type;
+    // the chunk's checksum covers its type and 13 bytes.
+    bytes[16..20].copy_from_slice(&65_000u32.to_be_bytes());
+    bytes[20..24].copy_from_slice(&65_000u32.to_be_bytes());
+    let mut crc = flate2::Crc::new();
+    crc.update(&bytes[12..29]);
+    bytes[29..33].copy_from_slice(&crc.sum().to_be_bytes());
+    fs::write(&path, bytes).unwrap();
+    assert_refused(open("folder", folder.path()), &["bomb.png", "65000x65000"]);
+}
