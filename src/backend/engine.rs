@@ -22,6 +22,7 @@ pub enum WeightSet {
 pub struct Loaded {
     /// The program.
     pub program: Program,
+    update: Option<Program>,
     packed: Option<Buffer>,
     weights: WeightSet,
 }
@@ -151,7 +152,8 @@ impl Engine {
             self.arenas.activations =
                 Some(self.backend.allocate(m.activation_bytes, "activations")?);
         }
-        Ok(Loaded { program, packed, weights })
+        let update = program.update();
+        Ok(Loaded { program, update, packed, weights })
     }
 
     /// Frees what belongs to the program alone.
@@ -180,6 +182,16 @@ impl Engine {
     pub fn run(&mut self, loaded: &Loaded) -> Result<()> {
         let arenas = self.arenas_for(loaded);
         self.backend.run(&loaded.program, &arenas)
+    }
+
+    /// Runs the sampler's update of a program without its network
+    /// ([`Program::update`]).
+    pub fn run_update(&mut self, loaded: &Loaded) -> Result<()> {
+        let arenas = self.arenas_for(loaded);
+        match &loaded.update {
+            Some(update) => self.backend.run(update, &arenas),
+            None => Err(Error::Usage("the plan does not end in a sampler's update".into())),
+        }
     }
 
     /// Runs a program and names the first tensor that holds a NaN or an infinity.

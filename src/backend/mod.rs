@@ -89,6 +89,21 @@ impl Program {
         Program { plan, prologue, memory }
     }
 
+    /// The sampler's update at the end of this program, alone and in the same
+    /// memory: what a stage without an evaluation of the network runs. `None`
+    /// where the program does not end in one.
+    pub fn update(&self) -> Option<Program> {
+        let from = self.plan.nodes.iter().rposition(|n| !n.op.is_update()).map_or(0, |i| i + 1);
+        if from == self.plan.nodes.len() {
+            return None;
+        }
+        let mut update = self.clone();
+        update.plan.nodes.drain(..from);
+        update.prologue.clear();
+        update.memory.packed_bytes = 0;
+        Some(update)
+    }
+
     /// Arena and byte offset of a tensor.
     pub fn place(&self, id: TensorId) -> (Space, usize) {
         (self.plan.tensor(id).space, self.memory.offsets[id.index()])

@@ -108,6 +108,12 @@ impl Op {
         }
     }
 
+    /// Whether it belongs to a sampler's update, which a stage without an
+    /// evaluation of the network runs alone.
+    pub fn is_update(&self) -> bool {
+        matches!(self, Op::SamplerQuantile(_) | Op::SamplerStep(_))
+    }
+
     /// Whether input `i` influences the outputs differentiably.
     pub fn is_differentiable(&self, i: usize) -> bool {
         match self {

@@ -10,7 +10,8 @@
 //! A row of f32 [`column`]s holds a stage's coefficients; the stages' rows form
 //! a table on the device, and a one-element tensor says which stage this is. So
 //! a captured step is replayed for every stage. A coefficient of 0 means that
-//! its operand is not read. All terms are computed with separate f32 multiply
+//! its operand is not read: where neither output takes x_0 or eps, the prediction
+//! is not. All terms are computed with separate f32 multiply
 //! and add, in the order above, so that every backend gives the same bits.
 //!
 //! The same pass writes what the next evaluation needs: its label, and, where

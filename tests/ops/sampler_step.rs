@@ -277,6 +277,26 @@ fn step_does_not_read_what_has_coefficient_zero() {
 }
 
 #[test]
+fn step_does_not_read_a_prediction_that_no_output_takes() {
+    let setup = Setup { with_input: true, ..PLAIN };
+    let mut data = setup.data();
+    for row in data.table.chunks_exact_mut(column::COLUMNS) {
+        for k in 0..2 {
+            let from = column::OUTPUT + k * column::COEFFICIENTS;
+            row[from + column::OF_X0] = 0.0;
+            row[from + column::OF_EPS] = 0.0;
+        }
+    }
+    let expected = setup.run(&data, 1);
+    data.prediction.fill(f32::NAN);
+    let found = setup.run(&data, 1);
+    for (found, expected) in found.0.iter().zip(&expected.0) {
+        assert_same_bits("a slot", found, expected);
+    }
+    assert!(found.2.iter().all(|v| v.is_finite()));
+}
+
+#[test]
 fn step_of_an_image_has_the_same_bits_alone() {
     let setup = Setup { given_noise: false, spatial: 300, threshold: Some((0.9, 3.0)), ..PLAIN };
     let data = setup.data();

@@ -105,7 +105,14 @@ pub fn sampler_step(pool: &Pool, op: &SamplerStep, operands: Operands) {
 
         let (mut x0, mut eps, mut z) = ([0f32; CHUNK], [0f32; CHUNK], [0f32; CHUNK]);
         let (x0, eps, z) = (&mut x0[..size], &mut eps[..size], &mut z[..size]);
-        prediction.read(image, first, row[column::GUIDANCE], x0);
+        let outputs = [0, 1].map(|k| {
+            let from = column::OUTPUT + k * column::COEFFICIENTS;
+            (row[column::TARGET + k], &row[from..from + column::COEFFICIENTS])
+        });
+        let takes = |of: usize| outputs.iter().any(|(target, c)| *target >= 0.0 && c[of] != 0.0);
+        if takes(column::OF_X0) || takes(column::OF_EPS) {
+            prediction.read(image, first, row[column::GUIDANCE], x0);
+        }
         let x = &*parts[row[column::INPUT_SLOT] as usize];
         for ((x0, eps), &x) in x0.iter_mut().zip(eps.iter_mut()).zip(x) {
             let p = *x0;
@@ -122,11 +129,7 @@ pub fn sampler_step(pool: &Pool, op: &SamplerStep, operands: Operands) {
                 x0.iter_mut().for_each(|v| *v = v.clamp(-clip, clip));
             }
         }
-        let outputs = [0, 1].map(|k| {
-            let from = column::OUTPUT + k * column::COEFFICIENTS;
-            (row[column::TARGET + k], &row[from..from + column::COEFFICIENTS])
-        });
-        if outputs.iter().any(|(target, c)| *target >= 0.0 && c[column::OF_NOISE] != 0.0) {
+        if takes(column::OF_NOISE) {
             match noise {
                 Some(noise) => z.copy_from_slice(&noise[at..at + size]),
                 None => {

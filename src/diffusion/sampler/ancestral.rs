@@ -35,6 +35,7 @@ pub fn program(config: &SchedulerConfig, table: &Table, count: usize) -> Result<
         output.slots[0] = posterior.c_x;
         output.noise = if next == Pair::DATA { 0.0 } else { variance.sqrt() };
         stages.push(Stage {
+            evaluates: true,
             label: label as f64,
             pair,
             input_slot: 0,

@@ -45,6 +45,7 @@ pub fn program(
             output.eps = direction;
         }
         stages.push(Stage {
+            evaluates: true,
             label: label as f64,
             pair,
             input_slot: 0,

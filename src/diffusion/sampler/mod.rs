@@ -1,7 +1,7 @@
 //! Samplers as programs of stages.
 //!
 //! A program is built once a run, in f64, from pairs (signal, std) alone. A
-//! stage is one evaluation of the network and at most two outputs, each a linear
+//! stage is at most one evaluation of the network and at most two outputs, each a linear
 //! combination of the state slots, the limited x_0, the unlimited eps and fresh
 //! noise. [`ops::sampler_step`](crate::ops::sampler_step) executes any stage, so
 //! a new sampler is a new builder and nothing else.
@@ -153,9 +153,13 @@ pub struct Output {
     pub noise: f64,
 }
 
-/// One evaluation of the network and what follows from it.
+/// One evaluation of the network and what follows from it; or, without an
+/// evaluation, a combination of the slots and noise.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Stage {
+    /// Whether the network runs. Where it does not, the outputs take neither x_0
+    /// nor eps.
+    pub evaluates: bool,
     /// What the network is told.
     pub label: f64,
     /// Signal and noise of the state it sees.
@@ -174,6 +178,25 @@ pub struct Stage {
     pub draw: usize,
     /// At most two outputs.
     pub outputs: [Option<Output>; 2],
+}
+
+impl Default for Stage {
+    /// An evaluation of slot 0 that changes nothing.
+    fn default() -> Self {
+        let nothing = Linear { state: 0.0, prediction: 0.0 };
+        Stage {
+            evaluates: true,
+            label: 0.0,
+            pair: Pair::DATA,
+            input_slot: 0,
+            input_scale: 1.0,
+            x0: nothing,
+            eps: nothing,
+            update: 0,
+            draw: 0,
+            outputs: [None, None],
+        }
+    }
 }
 
 impl Stage {
@@ -213,7 +236,7 @@ impl Program {
 
     /// Evaluations of the network for one image, guidance not counted.
     pub fn evaluations(&self) -> usize {
-        self.stages.len()
+        self.stages.iter().filter(|stage| stage.evaluates).count()
     }
 
     /// Number of updates of the state.

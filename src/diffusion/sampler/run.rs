@@ -302,7 +302,10 @@ impl Sampling<'_> {
                     engine.set(loaded, tensor(name::NOISE)?, &x)?;
                 }
                 engine.set_u32(loaded, stage_id, &[i as u32])?;
-                engine.run(loaded)?;
+                match stage.evaluates {
+                    true => engine.run(loaded)?,
+                    false => engine.run_update(loaded)?,
+                }
                 let last = i + 1 == stages;
                 let ends_update = last || program.stages[i + 1].update != stage.update;
                 if ends_update && (last || frames.wants(stage.update + 1)) {
