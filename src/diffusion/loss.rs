@@ -29,7 +29,7 @@ pub fn row(
     prediction: Prediction,
     weighting: Weighting,
 ) -> [f32; coefficient::COLUMNS] {
-    let (target_x0, target_noise) = prediction.target(pair);
+    let (target_x0, target_noise) = prediction.target(pair).unwrap_or((f64::NAN, f64::NAN));
     let mut row = [0.0; coefficient::COLUMNS];
     row[coefficient::SIGNAL] = pair.signal() as f32;
     row[coefficient::STD] = pair.std as f32;

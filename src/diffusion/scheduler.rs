@@ -240,6 +240,16 @@ impl SchedulerConfig {
                 ),
             );
         }
+        if !self.prediction_type.in_diffusers() {
+            return refuse(
+                "prediction_type",
+                format!(
+                    "`{0}` is not one of diffusers' epsilon, sample and v_prediction; set \
+                     process.prediction = {0} instead",
+                    self.prediction_type.name()
+                ),
+            );
+        }
         let steps = self.num_train_timesteps;
         if steps == 0 || steps > MOST_STEPS {
             return refuse("num_train_timesteps", format!("{steps} is not in 1..={MOST_STEPS}"));

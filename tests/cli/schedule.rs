@@ -27,6 +27,9 @@ fn linear_schedule_of_500_steps_ends_where_the_design_says() {
         "mean_xt",
         "variance_small",
         "variance_large",
+        "time",
+        "f",
+        "g2",
     ];
     assert_eq!(last.as_object().expect("a row").keys().collect::<Vec<_>>(), keys);
 }

@@ -32,7 +32,7 @@ impl Gaussian {
         let eps = (pair.std / total, -pair.std * alpha * self.mean / total);
         let gain = alpha * self.variance / total;
         let x0 = (gain, self.mean - gain * alpha * self.mean);
-        let (a, b) = prediction.target(pair);
+        let (a, b) = prediction.target(pair).unwrap();
         (a * x0.0 + b * eps.0, a * x0.1 + b * eps.1)
     }
 }

@@ -2,5 +2,6 @@
 
 mod gaussian;
 mod golden;
+mod process;
 mod schedule;
 mod trajectory;

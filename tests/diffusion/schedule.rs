@@ -40,7 +40,8 @@ fn linear_of_500_steps_ends_at_its_known_signal_and_variance() {
 fn rows_serialise_under_the_documented_keys() {
     let row = serde_json::to_value(tables()[0].rows()[3]).unwrap();
     let keys: Vec<&str> = row.as_object().unwrap().keys().map(String::as_str).collect();
-    let expected = "t signal std variance beta snr mean_x0 mean_xt variance_small variance_large";
+    let expected = "t signal std variance beta snr mean_x0 mean_xt variance_small variance_large \
+                    time f g2";
     assert_eq!(keys.join(" "), expected);
 }
 

@@ -3,6 +3,29 @@
 //! p(x_t | x_0) = N(alpha_t x_0, sigma_t^2 I). Between two times s <= t,
 //! x_t = a x_s + noise of variance v with a = alpha_t / alpha_s and
 //! v = sigma_t^2 - a^2 sigma_s^2 = sigma_t^2 (1 - snr_t / snr_s).
+//!
+//! | instance | signal | std | source |
+//! |---|---|---|---|
+//! | [`Table`](super::schedule::Table) | prod sqrt(1 - beta_j) | sqrt(1 - signal^2) | Ho et al. 2020 |
+//! | [`Table::smld`](super::schedule::Table::smld) | 1 | geometric | Song & Ermon 2019 |
+//! | [`Vp`] | exp(-B/2), B = integral of a linear beta(t) | sqrt(1 - signal^2) | Song et al. 2021, eq. 32 |
+//! | [`SubVp`] | the same | 1 - signal^2 | Song et al. 2021, eq. 13 |
+//! | [`Ve`] | 1 | sigma_min (sigma_max / sigma_min)^t | Song et al. 2021, eq. 30 |
+//! | [`Cosine`] | cos((t+s)/(1+s) pi/2) / cos(s/(1+s) pi/2) | sqrt(1 - signal^2) | Nichol & Dhariwal 2021 |
+//! | [`Amplitude`] | exp(-rate t^2) | sqrt(1 - signal^2) | rate 5 by default |
+//! | [`Edm`] | 1 | t | Karras et al. 2022 |
+//! | [`Flow`] | 1 - t | t | Lipman et al. 2023, Liu et al. 2023 |
+//! | [`Given`] | a person's table | | |
+
+mod exploding;
+mod flow;
+mod given;
+mod preserving;
+
+pub use exploding::{Edm, Ve};
+pub use flow::Flow;
+pub use given::Given;
+pub use preserving::{Amplitude, Cosine, SubVp, Vp};
 
 /// Signal and noise at one time. ln(alpha) and sigma are what is kept: alpha
 /// near 1 loses its distance to 1, and products of many alphas lose digits.
@@ -21,6 +44,14 @@ impl Pair {
     /// The variance-preserving pair of a given ln(alpha): sigma^2 = 1 - alpha^2.
     pub fn variance_preserving(ln_signal: f64) -> Pair {
         Pair { ln_signal, std: (-(2.0 * ln_signal).exp_m1()).sqrt() }
+    }
+
+    /// The variance-preserving pair of a given lambda.
+    pub fn variance_preserving_at(half_log_snr: f64) -> Pair {
+        Pair {
+            ln_signal: -0.5 * softplus(-2.0 * half_log_snr),
+            std: (-0.5 * softplus(2.0 * half_log_snr)).exp(),
+        }
     }
 
     /// alpha.
@@ -46,15 +77,55 @@ impl Pair {
 
 /// A forward process: its pair at every time of `[0, end]`. Samplers and losses
 /// ask for pairs only, so that a process is an instance and never a branch.
-pub trait Process {
-    /// The last time.
+///
+/// Its stochastic differential equation is dx = f x dt + g dw with
+/// f = d ln(alpha)/dt and g^2 = alpha^2 d(sigma^2/alpha^2)/dt.
+pub trait Process: std::fmt::Debug + Send + Sync {
+    /// Its name, as in `process.kind`.
+    fn name(&self) -> &'static str;
+
+    /// The last time: T of a discrete table (time is the state's number), the
+    /// largest std of [`Edm`], 1 elsewhere unless configured.
     fn end(&self) -> f64;
+
+    /// The earliest time a network is trained at, and the last a sampler visits
+    /// before it jumps to the data.
+    fn earliest(&self) -> f64;
 
     /// The pair at a time of `[0, end]`.
     fn pair(&self, time: f64) -> Pair;
 
-    /// What the network is told at that time.
+    /// f at a time: minus infinity where the signal reaches 0.
+    fn drift(&self, time: f64) -> f64;
+
+    /// g^2 at a time: infinite where the signal reaches 0 in finite time.
+    fn diffusion2(&self, time: f64) -> f64;
+
+    /// What a network trained under this process is told at that time.
     fn label(&self, time: f64) -> f64;
+
+    /// The time of that lambda = ln(alpha / sigma), held within `[0, end]`; an
+    /// exact integer at a discrete table's own entries.
+    fn time_of(&self, half_log_snr: f64) -> f64;
+
+    /// T of a discrete chain.
+    fn steps(&self) -> Option<usize> {
+        None
+    }
+
+    /// Standard deviation of the normal that sampling starts from.
+    fn prior_std(&self) -> f64;
+}
+
+/// A process that several parts of a program hold.
+pub type SharedProcess = std::sync::Arc<dyn Process>;
+
+/// Label of a time in [0, 1]: the range that sinusoidal embeddings are made for.
+const LABELS: f64 = 1000.0;
+
+/// ln(1 + e^x) without overflow or loss of digits.
+pub(super) fn softplus(x: f64) -> f64 {
+    if x > 0.0 { x + (-x).exp().ln_1p() } else { x.exp().ln_1p() }
 }
 
 /// q(x_s | x_t, x_0) = N(c_0 x_0 + c_x x_t, variance), s before t.
