@@ -13,6 +13,8 @@ use crate::ptx::ast::{Init, Module as Ast, Space, Var};
 use crate::ptx::{PtxError, parse};
 use crate::settings::Settings;
 
+const WORKSPACE_BYTES: u64 = 16;
+
 /// A loaded module.
 #[derive(Debug, Clone)]
 pub struct Module {
@@ -54,6 +56,8 @@ pub struct Gpu {
     /// Count unique bytes on every launch.
     pub count_unique: bool,
     executor: Executor,
+    /// Where the barrier of cooperative launches lies, made for the first of them.
+    workspace: Option<u64>,
     stats: BTreeMap<String, LaunchStats>,
     findings: Vec<Finding>,
 }
@@ -69,6 +73,7 @@ impl Gpu {
             count_unique: settings.report.is_some(),
             settings,
             executor: Executor::default(),
+            workspace: None,
             stats: BTreeMap::new(),
             findings: Vec::new(),
         })
@@ -227,7 +232,9 @@ impl Gpu {
         params: &[u8],
         cooperative: bool,
     ) -> Result<LaunchStats, Box<Finding>> {
-        let launch = Launch { program, params, dims, cooperative, unique_bytes: self.count_unique };
+        let workspace = if cooperative { self.workspace() } else { 0 };
+        let unique_bytes = self.count_unique;
+        let launch = Launch { program, params, dims, cooperative, workspace, unique_bytes };
         match self.executor.run(&launch, &mut self.memory, &self.settings) {
             Ok(stats) => {
                 match self.stats.get_mut(&program.name) {
@@ -243,6 +250,20 @@ impl Gpu {
                 Err(finding)
             }
         }
+    }
+
+    /// The workspace a cooperative launch finds through %envreg1 and %envreg2: its size, then the
+    /// counter of the grid's barrier (cooperative_groups/details/driver_abi.h). 0 without memory,
+    /// which a kernel takes for a launch that was not cooperative.
+    fn workspace(&mut self) -> u64 {
+        if self.workspace.is_none() {
+            self.workspace = self.memory.alloc(WORKSPACE_BYTES).ok();
+        }
+        let Some(address) = self.workspace else { return 0 };
+        let mut image = [0; WORKSPACE_BYTES as usize];
+        image[..4].copy_from_slice(&(WORKSPACE_BYTES as u32).to_le_bytes());
+        self.memory.write(address, &image);
+        address
     }
 
     /// Keeps a finding and says it on stderr.

@@ -2,6 +2,8 @@
 //! library preloaded so that a later `dlopen("libcuda.so")` finds it by its soname.
 #![allow(unsafe_code)] // dlopen, launches, environment.
 
+mod common;
+
 use std::ffi::CString;
 use std::os::unix::ffi::OsStrExt;
 use std::path::PathBuf;
@@ -160,7 +162,8 @@ fn device_answers_by_its_own_name() {
 fn every_symbol_cudarc_can_ask_for_is_exported() {
     isolated("every_symbol_cudarc_can_ask_for_is_exported", &[], || {
         let list = include_str!("driver-symbols.txt");
-        assert_eq!(list.lines().count(), 100);
+        // 96 that cudarc's safe layer can ask for, and what is used beside it.
+        assert_eq!(list.lines().count(), 102);
         let path = CString::new("libcuda.so").expect("name");
         // SAFETY: finds the preloaded library by its soname; looks symbols up.
         unsafe {
@@ -303,6 +306,81 @@ fn capture_errors_are_the_hardwares() {
             assert_eq!(sys::cuStreamDestroy_v2(blocking) as u32, 0);
         }
     });
+}
+
+#[test]
+fn an_instantiated_graph_takes_new_parameters() {
+    isolated("an_instantiated_graph_takes_new_parameters", &[], || {
+        let d = Device::new();
+        // SAFETY: one stream; no events are needed to order its work.
+        unsafe { d.ctx.disable_event_tracking() };
+        let f = d.function("add");
+        let mut x = d.stream.alloc_zeros::<f32>(100).expect("zeros");
+        d.stream.synchronize().expect("synchronize");
+        let mut capture = |values: &[f32]| {
+            let mode = sys::CUstreamCaptureMode::CU_STREAM_CAPTURE_MODE_THREAD_LOCAL;
+            d.stream.begin_capture(mode).expect("begin");
+            for &v in values {
+                add(&d.stream, &f, &mut x, v).expect("launch");
+            }
+            let flags = sys::CUgraphInstantiate_flags(0);
+            d.stream.end_capture(flags).expect("end").expect("graph")
+        };
+        let (first, second, longer) = (capture(&[1.0, 2.0]), capture(&[4.0, 8.0]), capture(&[1.0]));
+        let update = |from: sys::CUgraph| {
+            // SAFETY: both handles are alive; `info` is plain data, valid for writing.
+            let (code, info) = unsafe {
+                let mut info: sys::CUgraphExecUpdateResultInfo = std::mem::zeroed();
+                (sys::cuGraphExecUpdate_v2(first.cu_graph_exec(), from, &mut info), info)
+            };
+            (code as u32, info.result as u32)
+        };
+        first.launch().expect("launch");
+        assert_eq!(update(second.cu_graph()), (0, 0));
+        first.launch().expect("launch");
+        // Another shape is refused, with the reason, and changes nothing.
+        assert_eq!(update(longer.cu_graph()), (910, 2));
+        first.launch().expect("launch");
+        assert_eq!(d.stream.clone_dtoh(&x).expect("download"), vec![27.0; 100]);
+    });
+}
+
+#[test]
+fn a_cooperative_launch_meets_at_the_grids_barrier() {
+    for (k, build) in common::BUILDS.into_iter().enumerate() {
+        let Some(ptx) = common::compile("corpus", build) else { return };
+        let seed = k.to_string();
+        let env = [("SOFTGPU_CC", "9.0"), ("SOFTGPU_SEED", &seed)];
+        isolated("a_cooperative_launch_meets_at_the_grids_barrier", &env, || {
+            let d = Device::new();
+            let module = d.ctx.load_module(cudarc::nvrtc::Ptx::from_src(&ptx)).expect("module");
+            let f = module.load_function("grid_normalise").expect("function");
+            let n = 500;
+            let a = d.stream.clone_htod(&vec![2f32; n]).expect("upload");
+            let mut out = d.stream.alloc_zeros::<f32>(n).expect("zeros");
+            let mut part = d.stream.alloc_zeros::<f32>(7).expect("zeros");
+            let mut last = d.stream.alloc_zeros::<f32>(1).expect("zeros");
+            let len = n as i32;
+            let launch = |grid: u32, out: &mut _, part: &mut _, last: &mut _| {
+                let mut launch = d.stream.launch_builder(&f);
+                launch.arg(out).arg(part).arg(last).arg(&a).arg(&len);
+                let config = LaunchConfig {
+                    grid_dim: (grid, 1, 1),
+                    block_dim: (64, 1, 1),
+                    shared_mem_bytes: 0,
+                };
+                // SAFETY: the arguments match the kernel.
+                unsafe { launch.launch_cooperative(config) }.map(|_| ())
+            };
+            launch(7, &mut out, &mut part, &mut last).expect("launch");
+            let got = d.stream.clone_dtoh(&out).expect("download");
+            assert!(got.iter().all(|x| (x - 1.0 / n as f32).abs() < 1e-7));
+            assert_eq!(d.stream.clone_dtoh(&last).expect("download"), got[..1]);
+            // More blocks than the device holds at once can never meet.
+            let code = launch(1 << 20, &mut out, &mut part, &mut last).map_err(|e| e.0 as u32);
+            assert_eq!(code, Err(720));
+        });
+    }
 }
 
 #[test]

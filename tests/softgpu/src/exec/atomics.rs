@@ -237,9 +237,8 @@ impl Context<'_> {
         }
         let by = race::Accessor { strong: op.device, ..self.accessor };
         if op.device && (self.fenced || op.ordered) {
-            let mut known = std::mem::take(&mut self.known);
-            self.ordering.exchange(address, by.block, &mut known, true);
-            self.known = known;
+            self.ordering.learn(address, &mut self.known);
+            self.ordering.publish(address, by.block, &self.known);
         }
         self.race_lane(warp.index, lane, address, bytes, false, by, pc)?;
         self.race_lane(warp.index, lane, address, bytes, true, by, pc)?;

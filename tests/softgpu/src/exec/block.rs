@@ -86,6 +86,8 @@ impl Context<'_> {
             Special::LaneMaskGt => !((2u64 << lane) - 1) as u32,
             Special::LaneMaskGe => !((1u32 << lane) - 1),
             Special::DynamicSharedSize => d.dynamic_shared,
+            Special::WorkspaceHigh => (self.workspace >> 32) as u32,
+            Special::WorkspaceLow => self.workspace as u32,
             Special::TotalSharedSize => d.dynamic_shared + self.program.shared_bytes,
         }
     }
@@ -97,6 +99,7 @@ impl Context<'_> {
         self.rng = self.seed.wrapping_mul(0xd134_2543_de82_ef95)
             ^ index.wrapping_mul(0xa076_1d64_78bd_642f);
         self.known.clear();
+        self.observed.clear();
         self.fenced = false;
         self.barriers = [Barrier::default(); 16];
         self.clock = self.shared.start_block(self.clock);

@@ -161,6 +161,9 @@ impl Context<'_> {
                 sectors(a, m, bytes)
             }
         };
+        if op.strong {
+            self.note_strong(a, m, false);
+        }
         let count = &mut self.accesses[index];
         count.requests += 1;
         count.sectors += sectors_now;
@@ -251,6 +254,9 @@ impl Context<'_> {
                 unsafe { bits::put(self.memory.init_bits(), a[l] - GLOBAL_BASE, bytes, true) };
             }
             sectors_now = sectors(a, m, bytes);
+        }
+        if op.strong {
+            self.note_strong(a, m, true);
         }
         let count = &mut self.accesses[index];
         count.requests += 1;

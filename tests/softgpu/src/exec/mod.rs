@@ -44,6 +44,8 @@ pub struct Launch<'a> {
     pub dims: Dims,
     /// All blocks run at once, so that they can wait for each other.
     pub cooperative: bool,
+    /// Address of the workspace of a cooperative launch, or 0.
+    pub workspace: u64,
     /// Count unique bytes (a pass over live allocations).
     pub unique_bytes: bool,
 }
@@ -271,6 +273,8 @@ impl<'a> Shared<'a> {
             ordering: &self.ordering,
             known: HashSet::new(),
             fenced: false,
+            observed: Vec::new(),
+            workspace: launch.workspace,
             barriers: [state::Barrier::default(); 16],
             warps: threads.div_ceil(32) as usize,
             clock: 0,

@@ -4,6 +4,7 @@
 use std::collections::{HashMap, HashSet};
 use std::sync::Mutex;
 
+use super::addresses::lanes;
 use super::counters::AccessCount;
 use crate::finding::{Finding, FindingKind};
 use crate::isa::Program;
@@ -132,17 +133,20 @@ pub struct Ordering {
 }
 
 impl Ordering {
-    /// An atomic of `block` on `address` after a fence: publishes what the block knows and learns
-    /// what others published there.
-    pub fn exchange(&self, address: u64, block: u64, known: &mut HashSet<u64>, release: bool) {
+    /// A strong store or atomic of `block` on `address` after a fence: publishes what it knows.
+    pub fn publish(&self, address: u64, block: u64, known: &HashSet<u64>) {
         let Ok(mut map) = self.released.lock() else { return };
         let entry = map.entry(address).or_default();
-        let learned: Vec<u64> = entry.iter().copied().collect();
-        if release {
-            entry.insert(block);
-            entry.extend(known.iter().copied());
+        entry.insert(block);
+        entry.extend(known);
+    }
+
+    /// A strong load or atomic of `address` before a fence: learns what others published there.
+    pub fn learn(&self, address: u64, known: &mut HashSet<u64>) {
+        let Ok(map) = self.released.lock() else { return };
+        if let Some(entry) = map.get(&address) {
+            known.extend(entry);
         }
-        known.extend(learned);
     }
 }
 
@@ -190,6 +194,10 @@ pub struct Context<'a> {
     pub known: HashSet<u64>,
     /// The block executed a fence.
     pub fenced: bool,
+    /// Addresses read by strong loads since the last fence: a fence makes them acquires.
+    pub observed: Vec<u64>,
+    /// Address of the workspace of a cooperative launch, or 0.
+    pub workspace: u64,
     pub barriers: [Barrier; 16],
     pub warps: usize,
     /// Highest vector clock of the last block.
@@ -211,6 +219,26 @@ impl Context<'_> {
             source: self.program.source_of(pc),
             detail,
         })
+    }
+
+    /// A fence orders what strong loads before it saw, and what strong stores after it publish.
+    pub fn fence(&mut self) {
+        self.fenced = true;
+        for address in std::mem::take(&mut self.observed) {
+            self.ordering.learn(address, &mut self.known);
+        }
+    }
+
+    /// Order made by strong accesses of lanes `m` to global memory.
+    pub fn note_strong(&mut self, a: &[u64; 32], m: u32, write: bool) {
+        for l in lanes(m) {
+            if !write && !self.observed.contains(&a[l]) {
+                self.observed.push(a[l]);
+            }
+            if write && self.fenced {
+                self.ordering.publish(a[l], self.accessor.block, &self.known);
+            }
+        }
     }
 
     /// A pseudo-random number (splitmix64).

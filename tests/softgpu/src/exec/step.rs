@@ -3,7 +3,7 @@
 
 use super::state::{Context, Fault, Wait, Warp};
 use crate::finding::FindingKind;
-use crate::isa::{GUARD_NONE, Op};
+use crate::isa::{CLOCK_HIGH, GUARD_NONE, Op};
 
 /// What ended a stretch of instructions.
 pub enum Stop {
@@ -193,7 +193,9 @@ impl Context<'_> {
                 }
                 Op::Nop => pc += 1,
                 Op::Fence => {
-                    self.fenced |= m != 0;
+                    if m != 0 {
+                        self.fence();
+                    }
                     pc += 1;
                 }
                 Op::Mma(k) => {
@@ -242,10 +244,10 @@ impl Context<'_> {
                     for l in (0..32).filter(|l| m >> l & 1 != 0) {
                         // SAFETY: the destination is a slot of the width `imm` says.
                         unsafe {
-                            if i.imm == 8 {
-                                *r.add(i.d as usize).cast::<u64>().add(l) = now;
-                            } else {
-                                *r.add(i.d as usize + l) = now as u32;
+                            match i.imm {
+                                8 => *r.add(i.d as usize).cast::<u64>().add(l) = now,
+                                CLOCK_HIGH => *r.add(i.d as usize + l) = (now >> 32) as u32,
+                                _ => *r.add(i.d as usize + l) = now as u32,
                             }
                         }
                     }

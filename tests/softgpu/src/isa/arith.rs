@@ -158,6 +158,11 @@ impl<'a> FnBuilder<'a, '_> {
                 };
                 return self.alu(f, class, ops, ty, &[Type::U32; 2]).map(|()| true);
             }
+            "fns" => {
+                let f = tern(find_nth_set);
+                let types = [Type::B32, Type::B32, Type::S32];
+                return self.alu(f, class, ops, Type::B32, &types).map(|()| true);
+            }
             "lop3" => return self.lop3(ops).map(|()| true),
             "prmt" => return self.permute(mods, ops).map(|()| true),
             "sad" => {
@@ -590,6 +595,24 @@ fn mul_hi(ty: Type) -> ExecFn {
         Type::U64 => bin(|a: u64, b: u64| ((u128::from(a) * u128::from(b)) >> 64) as u64),
         _ => bin(|a: u32, b: u32| ((u64::from(a) * u64::from(b)) >> 32) as u32),
     }
+}
+
+/// Position of the n-th set bit of `mask` from bit `base` on, upwards for positive n, downwards for
+/// negative; n = 0 asks whether bit `base` itself is set. All ones when there is none.
+fn find_nth_set(mask: u32, base: u32, n: i32) -> u32 {
+    let mut left = n.unsigned_abs().max(1);
+    let mut at = i64::from(base);
+    while (0..32).contains(&at) {
+        left -= mask >> at & 1;
+        if left == 0 {
+            return at as u32;
+        }
+        if n == 0 {
+            break;
+        }
+        at += i64::from(n.signum());
+    }
+    u32::MAX
 }
 
 fn mask_bits(pos: u32, len: u32) -> u32 {

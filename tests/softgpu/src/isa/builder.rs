@@ -433,6 +433,9 @@ impl<'a, 'e> FnBuilder<'a, 'e> {
                     let place = self.special(which);
                     return Ok(if wide { self.widen(place) } else { place });
                 }
+                if *name == "WARP_SZ" {
+                    return Ok(self.constant(wide, 32));
+                }
                 if name.starts_with("%reserved_smem_offset_") {
                     // Below the first variable, in the kibibyte the driver keeps.
                     return Ok(self.constant(wide, 512));
@@ -673,10 +676,20 @@ fn special_register(name: &str) -> Option<Special> {
         "%lanemask_gt" => Special::LaneMaskGt,
         "%lanemask_ge" => Special::LaneMaskGe,
         "%dynamic_smem_size" => Special::DynamicSharedSize,
-        "%total_smem_size" => Special::TotalSharedSize,
+        "%total_smem_size" | "%aggr_smem_size" => Special::TotalSharedSize,
+        "%envreg1" => Special::WorkspaceHigh,
+        "%envreg2" => Special::WorkspaceLow,
+        // Nothing is passed in the others, no counter was programmed, no graph launched this.
+        "%current_graph_exec" => Special::Zero,
+        _ if numbered(name, "%envreg", 32) || numbered(name, "%pm", 8) => Special::Zero,
         "%cluster_ctarank" => Special::Zero,
         "%cluster_nctarank" => Special::One,
-        "WARP_SZ" => return None,
         _ => return None,
     })
+}
+
+/// True for `prefix` followed by a number below `count`; the 64-bit names of counters too.
+fn numbered(name: &str, prefix: &str, count: u32) -> bool {
+    let digits = name.strip_prefix(prefix).map(|n| n.strip_suffix("_64").unwrap_or(n));
+    digits.and_then(|n| n.parse::<u32>().ok()).is_some_and(|n| n < count)
 }

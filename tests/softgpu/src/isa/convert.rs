@@ -62,6 +62,21 @@ macro_rules! by_round {
     };
 }
 
+/// `Instr::imm` of a clock whose upper half is asked for; otherwise the bytes of the destination.
+pub const CLOCK_HIGH: i64 = 0;
+
+fn is_clock(name: &str) -> bool {
+    matches!(
+        name,
+        "%clock"
+            | "%clock_hi"
+            | "%clock64"
+            | "%globaltimer"
+            | "%globaltimer_lo"
+            | "%globaltimer_hi"
+    )
+}
+
 impl<'a> FnBuilder<'a, '_> {
     /// Conversions and moves; false when the opcode is neither.
     pub fn decode_convert(
@@ -149,11 +164,10 @@ impl<'a> FnBuilder<'a, '_> {
                 self.finish(dst);
                 Ok(())
             }
-            (_, Operand::Name(name))
-                if matches!(*name, "%clock" | "%clock64" | "%globaltimer" | "%clock_hi") =>
-            {
+            (_, Operand::Name(name)) if is_clock(name) => {
                 let dst = self.dst(&ops[0], ty)?;
-                let imm = i64::from(ty.bytes());
+                let high = name.ends_with("_hi");
+                let imm = if high { CLOCK_HIGH } else { i64::from(ty.bytes()) };
                 self.push(Instr { d: dst.place, imm, ..Self::blank(Op::Clock) }, Class::Move);
                 self.finish(dst);
                 Ok(())

@@ -18,6 +18,7 @@ mod warp;
 
 use std::sync::Arc;
 
+pub use convert::CLOCK_HIGH;
 pub use link::{DYNAMIC_SHARED_BASE, LoadedVar, SHARED_BASE, link};
 
 /// A lane loop: register frame, predicate frame, instruction, lanes to write.
@@ -456,6 +457,9 @@ pub enum Special {
     LaneMaskGe,
     DynamicSharedSize,
     TotalSharedSize,
+    /// Halves of the address of a cooperative launch's workspace, as the driver passes them.
+    WorkspaceHigh,
+    WorkspaceLow,
     Zero,
     One,
 }

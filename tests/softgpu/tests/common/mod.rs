@@ -209,13 +209,36 @@ impl Host {
         shared: u32,
         args: &Args,
     ) -> Result<LaunchStats, Box<Finding>> {
-        let program = self.module.kernel(kernel).unwrap_or_else(|| panic!("no kernel {kernel}"));
         let dims = Dims { grid, block, dynamic_shared: shared };
+        self.try_launch_dims(kernel, dims, args, false)
+    }
+
+    /// One-dimensional, all blocks at once where `cooperative`.
+    pub fn try_launch_as(
+        &mut self,
+        kernel: &str,
+        grid: u32,
+        block: u32,
+        args: &Args,
+        cooperative: bool,
+    ) -> Result<LaunchStats, Box<Finding>> {
+        let dims = Dims { grid: [grid, 1, 1], block: [block, 1, 1], dynamic_shared: 0 };
+        self.try_launch_dims(kernel, dims, args, cooperative)
+    }
+
+    fn try_launch_dims(
+        &mut self,
+        kernel: &str,
+        dims: Dims,
+        args: &Args,
+        cooperative: bool,
+    ) -> Result<LaunchStats, Box<Finding>> {
+        let program = self.module.kernel(kernel).unwrap_or_else(|| panic!("no kernel {kernel}"));
         assert_eq!(self.gpu.refuse(&program, &dims, 200 << 10), None, "{kernel}");
         let mut params = args.0.clone();
         assert!(params.len() <= program.param_bytes as usize, "{kernel}: arguments");
         params.resize(program.param_bytes as usize, 0);
-        self.gpu.launch(&program, dims, &params, false)
+        self.gpu.launch(&program, dims, &params, cooperative)
     }
 
     /// Launches what must succeed.

@@ -9,6 +9,7 @@ mod arith;
 mod collective;
 mod control;
 mod convert;
+mod grid;
 mod matrix;
 mod rounding;
 
