@@ -7,10 +7,12 @@
 //! cifar10:DIR     CIFAR-10, binary version: the training batches, or one file
 //! folder:DIR      PNG and JPEG files, recursively; subfolders are classes
 //! npz:FILE        NumPy arrays `images` and, if there, `labels`
+//! points:NAME     points in the plane, drawn by the program: images of 1x1, 2 channels
 //! ```
 //!
 //! Pixels stay bytes until a batch is filled; [`Dataset::fill_batch`] maps byte
-//! v of L levels to 2 v / (L - 1) - 1 in [-1, 1]. [`Order`] says which image
+//! v of L levels to 2 v / (L - 1) - 1 in [-1, 1]; points are kept as they are.
+//! [`Order`] says which image
 //! stands at which position of a run, for any position, so that a resumed run
 //! goes on exactly.
 //!
@@ -24,6 +26,7 @@ mod folder;
 mod idx;
 mod npz;
 mod order;
+pub mod points;
 
 use std::path::{Path, PathBuf};
 
@@ -34,7 +37,7 @@ use crate::{Error, Result};
 pub use order::Order;
 
 /// The forms a data SPEC can take, for messages and help.
-pub const SPECS: &str = "digits, idx:PATH, cifar10:DIR, folder:DIR, npz:FILE";
+pub const SPECS: &str = "digits, idx:PATH, cifar10:DIR, folder:DIR, npz:FILE, points:NAME";
 
 /// A parsed data SPEC; nothing has been opened yet.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -49,6 +52,8 @@ pub enum Spec {
     Folder(PathBuf),
     /// A NumPy archive.
     Npz(PathBuf),
+    /// Points in the plane.
+    Points(points::Points),
 }
 
 impl Spec {
@@ -65,11 +70,7 @@ impl Spec {
             Some(("cifar10", path)) => (Spec::Cifar10 as _, path),
             Some(("folder", path)) => (Spec::Folder as _, path),
             Some(("npz", path)) => (Spec::Npz as _, path),
-            Some(("points", _)) => {
-                return Err(Error::Usage(format!(
-                    "data `{spec}`: points in the plane are not supported yet; use one of {SPECS}"
-                )));
-            }
+            Some(("points", text)) => return Ok(Spec::Points(points::Points::parse(text)?)),
             _ => {
                 let hint = if Path::new(spec).is_dir() {
                     format!(" (did you mean `folder:{spec}`?)")
@@ -89,11 +90,12 @@ impl Spec {
         }
     }
 
-    /// Short name: `digits`, `cifar10`, or the last part of the path.
+    /// Short name: `digits`, `cifar10`, `points:NAME`, or the last part of the path.
     pub fn name(&self) -> String {
         match self {
             Spec::Digits => "digits".into(),
             Spec::Cifar10(_) => "cifar10".into(),
+            Spec::Points(points) => format!("points:{}", points.shape.name()),
             Spec::Idx(path) | Spec::Folder(path) | Spec::Npz(path) => {
                 let path = path.canonicalize().unwrap_or_else(|_| path.clone());
                 path.file_stem().map_or("data".into(), |name| name.to_string_lossy().into_owned())
@@ -134,8 +136,10 @@ pub struct Dataset {
     pub spec: String,
     /// Short name, see [`Spec::name`].
     pub name: String,
-    /// `[n, h, w, c]`
+    /// `[n, h, w, c]`; empty where values are continuous.
     pixels: Vec<u8>,
+    /// `[n, h, w, c]` in model range, for continuous values.
+    floats: Vec<f32>,
     shape: [usize; 4],
     levels: usize,
     labels: Option<Vec<u32>>,
@@ -193,11 +197,13 @@ impl Dataset {
             Spec::Cifar10(path) => cifar::read(path)?,
             Spec::Folder(path) => folder::read(path, options)?,
             Spec::Npz(path) => npz::read(path)?,
+            Spec::Points(points) => return Dataset::of_points(spec, points, options),
         };
         let mut dataset = Dataset {
             spec: spec.to_string(),
             name: parsed.name(),
             pixels: raw.pixels,
+            floats: Vec::new(),
             shape: raw.shape,
             levels: raw.levels,
             labels: raw.labels,
@@ -208,6 +214,28 @@ impl Dataset {
         dataset.keep_first(options.limit.unwrap_or(usize::MAX));
         dataset.fit(options)?;
         Ok(dataset)
+    }
+
+    fn of_points(spec: &str, points: &points::Points, options: &DataOptions) -> Result<Dataset> {
+        for (key, set) in
+            [("data.size", options.size.is_some()), ("data.channels", options.channels.is_some())]
+        {
+            if set {
+                return Err(Error::config(key, "points have no size or channels to choose"));
+            }
+        }
+        let count = points.count.min(options.limit.unwrap_or(usize::MAX));
+        Ok(Dataset {
+            spec: spec.to_string(),
+            name: Spec::Points(*points).name(),
+            pixels: Vec::new(),
+            floats: points::Points { count, ..*points }.coordinates(),
+            shape: [count, 1, 1, 2],
+            levels: 0,
+            labels: None,
+            classes: Vec::new(),
+            values: [0.0; 256],
+        })
     }
 
     /// Number of images.
@@ -245,7 +273,8 @@ impl Dataset {
         self.shape[1] * self.shape[2] * self.shape[3]
     }
 
-    /// Distinct values a byte can take, 0 to levels - 1: 256, digits 17.
+    /// Distinct values a byte can take, 0 to levels - 1: 256, digits 17; 0 for
+    /// points, whose values are continuous.
     pub fn levels(&self) -> usize {
         self.levels
     }
@@ -261,6 +290,9 @@ impl Dataset {
     }
 
     /// Bytes of image `index`: `[h, w, c]`.
+    ///
+    /// # Panics
+    /// If the values are continuous ([`Dataset::levels`] is 0).
     pub fn image(&self, index: usize) -> &[u8] {
         &self.pixels[index * self.image_len()..][..self.image_len()]
     }
@@ -280,6 +312,14 @@ impl Dataset {
         assert!(flip.is_empty() || flip.len() == indices.len(), "one flip per image");
         assert_eq!(out.len(), indices.len() * self.image_len(), "out is [n, h, w, c]");
         let [_, _, width, channels] = self.shape;
+        if !self.floats.is_empty() {
+            // One pixel: its mirror image is itself.
+            let len = self.image_len();
+            for (&index, out) in indices.iter().zip(out.chunks_exact_mut(len)) {
+                out.copy_from_slice(&self.floats[index * len..][..len]);
+            }
+            return;
+        }
         for (i, (&index, out)) in
             indices.iter().zip(out.chunks_exact_mut(self.image_len())).enumerate()
         {
@@ -302,9 +342,28 @@ impl Dataset {
         }
     }
 
+    /// The first images, at most `count`, in model range: `[n, h, w, c]`.
+    pub fn first_values(&self, count: usize) -> Vec<f32> {
+        let indices: Vec<usize> = (0..count.min(self.len())).collect();
+        let mut out = vec![0f32; indices.len() * self.image_len()];
+        self.fill_batch(&indices, &[], &mut out);
+        out
+    }
+
     /// Mean and standard deviation of each channel, images of each class.
     pub fn statistics(&self) -> Statistics {
         let channels = self.channels();
+        if !self.floats.is_empty() {
+            let column = |c: usize| self.floats.iter().skip(c).step_by(channels).map(|&v| v as f64);
+            let average = |values: &mut dyn Iterator<Item = f64>| {
+                values.sum::<f64>() / (self.floats.len() / channels) as f64
+            };
+            let mean: Vec<f64> = (0..channels).map(|c| average(&mut column(c))).collect();
+            let std = (0..channels)
+                .map(|c| average(&mut column(c).map(|v| (v - mean[c]).powi(2))).sqrt())
+                .collect();
+            return Statistics { mean, std, class_counts: Vec::new() };
+        }
         let mut counts = vec![[0u64; 256]; channels];
         for pixel in self.pixels.chunks_exact(channels) {
             for (&byte, counts) in pixel.iter().zip(&mut counts) {

@@ -60,6 +60,8 @@ pub enum Purpose {
     Dequantise = 9,
     /// Probe vectors of trace estimators.
     Probe = 10,
+    /// Data that the program makes itself; image index is the point's.
+    Data = 11,
 }
 
 /// Number of image indices: they have 56 bits.

@@ -8,6 +8,7 @@ mod metrics;
 mod npz;
 mod order;
 mod picture;
+mod points;
 mod progress;
 mod spec;
 
