@@ -33,7 +33,7 @@ struct Subject {
 fn subject(preset: &str, batch: usize) -> Subject {
     let mut config = Config::from_value(config::read(preset).expect("a preset")).expect("valid");
     config.train.batch = batch;
-    let network = Network::UNet(config.model.clone());
+    let network = config.model.clone();
     let image = network.sample_shape().expect("presets name a size");
     let parameters = network.parameters().expect("valid");
     let mut engine =

@@ -11,7 +11,7 @@ use serde_json::{Map, Value};
 
 use crate::diffusion::scheduler::SchedulerConfig;
 use crate::error::{Error, Result};
-use crate::model::UNetConfig;
+use crate::model::Network;
 pub use crate::train::schedules::Decay;
 use crate::train::schedules::{EmaDecay, EmaWarmup, learning_rate_factor};
 
@@ -21,8 +21,9 @@ use crate::train::schedules::{EmaDecay, EmaWarmup, learning_rate_factor};
 pub struct Config {
     /// How pictures are read.
     pub data: DataConfig,
-    /// The network, in the fields of diffusers' `UNet2DModel`.
-    pub model: UNetConfig,
+    /// The network, in the fields of diffusers' `UNet2DModel`, or of the class
+    /// that `_class_name` names.
+    pub model: Network,
     /// The process, in the fields of diffusers' scheduler configs.
     pub scheduler: SchedulerConfig,
     /// The training loop.
@@ -35,8 +36,8 @@ pub struct Config {
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct DataConfig {
-    /// What to read: `digits`, `idx:PATH`, `cifar10:DIR`, `folder:DIR`, `npz:FILE`
-    /// (the command line's `--data`).
+    /// What to read: `digits`, `idx:PATH`, `cifar10:DIR`, `folder:DIR`, `npz:FILE`,
+    /// `points:NAME` (the command line's `--data`).
     pub spec: Option<String>,
     /// Resize the shorter side and crop the centre to `[height, width]`.
     pub size: Option<[usize; 2]>,
@@ -163,7 +164,7 @@ impl Default for SampleConfig {
 pub const MAX_BATCH: usize = 1 << 20;
 
 /// Named configurations that ship with the program: name, what for, TOML.
-pub const PRESETS: [(&str, &str, &str); 3] = [
+pub const PRESETS: [(&str, &str, &str); 4] = [
     ("digits", "8x8 handwritten digits, minutes on two cores", include_str!("presets/digits.toml")),
     ("mnist", "28x28 grey images", include_str!("presets/mnist.toml")),
     (
@@ -171,6 +172,7 @@ pub const PRESETS: [(&str, &str, &str); 3] = [
         "32x32 colour images, the network of ddpm-cifar10-32",
         include_str!("presets/cifar10.toml"),
     ),
+    ("points", "points in the plane, seconds on two cores", include_str!("presets/points.toml")),
 ];
 
 /// The TOML text of a preset.
@@ -182,6 +184,7 @@ pub fn preset(name: &str) -> Option<&'static str> {
 pub fn nearest_preset(data: &str, height: usize, channels: usize) -> &'static str {
     match data {
         "digits" => "digits",
+        _ if data.starts_with("points:") => "points",
         _ if height <= 12 => "digits",
         _ if height <= 28 && channels == 1 => "mnist",
         _ => "cifar10",
@@ -268,6 +271,10 @@ pub fn set(config: &mut Value, assignment: &str) -> Result<()> {
 impl Config {
     /// Types and validates a value made by [`read`], [`merge`] and [`set`].
     pub fn from_value(value: Value) -> Result<Config> {
+        if let Some(section) = value.get("model") {
+            // Read on its own first: a wrong key in it is then named by its path.
+            Network::from_section(section)?;
+        }
         let config: Config = serde_path_to_error::deserialize(value).map_err(|e| {
             let path = e.path().to_string();
             Error::config(path, e.into_inner().to_string())

@@ -285,6 +285,8 @@ fn write_pipeline(folder: &Path, p: &Pipeline) -> Result<()> {
     let scheduler_class = class(p.scheduler_config, "scheduler")?;
     let pipeline_class =
         if scheduler_class == "DDIMScheduler" { "DDIMPipeline" } else { "DDPMPipeline" };
+    // The library that diffusers would look for a class of ours in.
+    let library = if network_class.starts_with("Langevin") { "langevin" } else { "diffusers" };
     let subfolder = |name: &str| {
         let path = folder.join(name);
         fs::create_dir(&path)
@@ -307,7 +309,7 @@ fn write_pipeline(folder: &Path, p: &Pipeline) -> Result<()> {
             "_class_name": pipeline_class,
             "_diffusers_version": DIFFUSERS_VERSION,
             "scheduler": ["diffusers", scheduler_class],
-            "unet": ["diffusers", network_class],
+            "unet": [library, network_class],
         }),
     )?;
     if let Some(state) = &p.training {

@@ -67,7 +67,10 @@ fn model_facts(
         Kind::Pipeline => "diffusers pipeline",
         Kind::Flat => "diffusers model",
     };
-    let Network::UNet(config) = &model.network;
+    let attention = match &model.network {
+        Network::UNet(config) => config.attention_head_dim.describe(),
+        Network::Mlp(_) => "none".into(),
+    };
     let image = model.network.sample_shape().or_else(|| {
         let extras = model.files.extras.as_ref()?;
         serde_json::from_value(extras.get("image")?.clone()).ok()
@@ -78,7 +81,7 @@ fn model_facts(
         "network": model.network.class_name(),
         "parameters": model.parameters.count(),
         "tensors": model.parameters.entries.len(),
-        "attention": config.attention_head_dim.describe(),
+        "attention": attention,
         "scheduler": model.scheduler.class_name,
         "train_steps_T": model.scheduler.num_train_timesteps,
         "prediction_type": model.scheduler.prediction_type.name(),

@@ -3,6 +3,7 @@
 mod info;
 mod model;
 mod output;
+mod plot;
 mod predict;
 
 mod sample;
@@ -77,13 +78,15 @@ enum Command {
         langevin train --data folder:photos --out runs/photos --set data.size='[32, 32]'\n  \
         langevin train --data cifar10:cifar-10-batches-bin --out runs/cifar --config cifar10\n  \
         langevin train --data digits --out runs/digits --resume --steps 8000\n\n\
-        SPEC is digits, idx:PATH, cifar10:DIR, folder:DIR or npz:FILE.")]
+        SPEC is digits, idx:PATH, cifar10:DIR, folder:DIR, npz:FILE or points:NAME with NAME one of\n\
+        swissroll, moons, gaussians8, checkerboard, spiral.")]
     Train(train::TrainArgs),
     /// Draw images from a model
     #[command(after_help = "Examples:\n  \
         langevin sample runs/digits --out grid.png --count 64\n  \
         langevin sample runs/digits --out pictures/ --count 1000 --sampler ddim --steps 50\n  \
-        langevin sample runs/digits --out one.png --first 17 --count 1 --seed 3\n\n\
+        langevin sample runs/digits --out one.png --first 17 --count 1 --seed 3\n  \
+        langevin sample runs/moons --out field.png --plot field\n\n\
         MODEL is a run directory, a checkpoint directory, or a diffusers directory.")]
     Sample(sample::SampleArgs),
     /// Run the bare network on a tensor file

@@ -5,7 +5,7 @@ use std::path::Path;
 use langevin::checkpoint::diffusers::{self, ModelFiles};
 use langevin::checkpoint::weights::{Report, Weights as WeightFile};
 use langevin::diffusion::scheduler::SchedulerConfig;
-use langevin::model::{Network, UNetConfig};
+use langevin::model::Network;
 use langevin::plan::Parameters;
 use langevin::{Error, Result};
 use serde_json::Value;
@@ -43,14 +43,13 @@ pub fn open(path: &Path, set: &[String]) -> Result<Model> {
         }
     }
     let class = value["model"]["_class_name"].as_str().unwrap_or("UNet2DModel");
-    if class != "UNet2DModel" {
+    if !["UNet2DModel", "LangevinMlp"].contains(&class) {
         return Err(Error::checkpoint(
             &files.folder,
             format!("holds a {class}; this version reads UNet2DModel"),
         ));
     }
-    let config = UNetConfig::from_json(&value["model"])?;
-    let network = Network::UNet(config);
+    let network = Network::from_json(&value["model"])?;
     network.validate()?;
     let parameters = network.parameters()?;
     let scheduler = match value.get("scheduler") {

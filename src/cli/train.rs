@@ -6,7 +6,6 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 use clap::Args;
 use langevin::config::{self, Config};
-use langevin::model::Network;
 use langevin::train::{self, Request, Summary};
 use langevin::{Error, Result};
 use serde_json::{Map, Value};
@@ -15,13 +14,13 @@ use super::{Global, Settings, output};
 
 #[derive(Args, Debug)]
 pub struct TrainArgs {
-    /// digits, idx:PATH, cifar10:DIR, folder:DIR or npz:FILE; a resumed run remembers it
+    /// digits, idx:PATH, cifar10:DIR, folder:DIR, npz:FILE or points:NAME; a resumed run remembers it
     #[arg(long, value_name = "SPEC")]
     data: Option<String>,
     /// Run directory, made new
     #[arg(long, value_name = "RUN")]
     out: PathBuf,
-    /// A preset (digits, mnist, cifar10) or a TOML or JSON file; by default the preset nearest to the data
+    /// A preset (digits, mnist, cifar10, points) or a TOML or JSON file; by default the preset nearest to the data
     #[arg(long, value_name = "FILE")]
     config: Option<String>,
     #[command(flatten)]
@@ -116,6 +115,10 @@ impl TrainArgs {
 /// Fits a preset's network to the data's size and channels; says what changed.
 fn adapt(base: &mut Value, data: &langevin::data::Dataset) -> Result<String> {
     let before = base.clone();
+    if base["model"].get("_class_name").is_some() {
+        // Only U-Nets take any size; a fit that fails is named by the training.
+        return Ok(String::new());
+    }
     let (h, w, c) = (data.height(), data.width(), data.channels());
     let size = if h == w { serde_json::json!(h) } else { serde_json::json!([h, w]) };
     config::merge(
@@ -133,9 +136,8 @@ fn adopt(base: &mut Value, init: &Path) -> Result<()> {
     let mut model = super::model::open(init, &[])?;
     // Fields of other scheduler classes mean nothing to training.
     model.scheduler.other.clear();
-    let Network::UNet(network) = model.network;
     let plain = |e: serde_json::Error| Error::Usage(format!("configuration: {e}"));
-    base["model"] = serde_json::to_value(network).map_err(plain)?;
+    base["model"] = serde_json::to_value(model.network).map_err(plain)?;
     base["scheduler"] = serde_json::to_value(model.scheduler).map_err(plain)?;
     Ok(())
 }

@@ -9,12 +9,16 @@ mod attention_block;
 mod blocks;
 mod builder;
 mod config;
+mod mlp;
 mod resnet;
 mod unet;
 
 pub use config::{HeadDim, Nullable, SampleSize, UNetConfig};
+pub use mlp::MlpConfig;
+use serde::{Deserialize, Deserializer, Serialize, Serializer, de};
+use serde_json::{Map, Value};
 
-use crate::error::Result;
+use crate::error::{Error, Result};
 use crate::plan::{DType, Parameters, Plan, TensorId};
 
 /// What a network reads. The caller makes the tensors, so that x may be an
@@ -60,16 +64,65 @@ impl Conditioning {
 
 /// A network by its configuration.
 #[derive(Clone, Debug, PartialEq)]
+#[allow(clippy::large_enum_variant)] // A program holds one or two networks.
 pub enum Network {
     /// diffusers' `UNet2DModel`.
     UNet(UNetConfig),
+    /// A perceptron for points, which diffusers does not have.
+    Mlp(MlpConfig),
 }
 
+impl Default for Network {
+    fn default() -> Self {
+        Network::UNet(UNetConfig::default())
+    }
+}
+
+/// The key that names the kind of a network; absent means `UNet2DModel`.
+const CLASS_KEY: &str = "_class_name";
+
 impl Network {
-    /// The diffusers class.
+    /// Reads the content of a `config.json`, of the class it names.
+    pub fn from_json(json: &Value) -> Result<Network> {
+        match json.get(CLASS_KEY).and_then(Value::as_str) {
+            Some(mlp::CLASS_NAME) => MlpConfig::from_json(json).map(Network::Mlp),
+            _ => UNetConfig::from_json(json).map(Network::UNet),
+        }
+    }
+
+    /// The content of a `config.json`.
+    pub fn to_json(&self) -> Value {
+        match self {
+            Network::UNet(config) => config.to_json(),
+            Network::Mlp(config) => config.to_json(),
+        }
+    }
+
+    /// Reads the section `model` of a run's configuration: as
+    /// [`Network::from_json`], but of keys that start with `_` it knows the
+    /// class alone.
+    pub fn from_section(section: &Value) -> Result<Network> {
+        let unknown = |(key, _): &(&String, &Value)| key.starts_with('_') && *key != CLASS_KEY;
+        if let Some((key, _)) = section.as_object().and_then(|map| map.iter().find(unknown)) {
+            return Err(Error::config(format!("model.{key}"), "unknown field"));
+        }
+        let mut network = Network::from_json(section)?;
+        if let Network::UNet(config) = &mut network {
+            config.extra = Map::new();
+        }
+        Ok(network)
+    }
+
+    /// Whether diffusers has the network's class.
+    pub fn is_in_diffusers(&self) -> bool {
+        matches!(self, Network::UNet(_))
+    }
+
+    /// The class named in `config.json`: diffusers', or langevin's own.
     pub fn class_name(&self) -> &'static str {
         match self {
             Network::UNet(_) => config::CLASS_NAME,
+            Network::Mlp(_) => mlp::CLASS_NAME,
         }
     }
 
@@ -77,6 +130,7 @@ impl Network {
     pub fn validate(&self) -> Result<()> {
         match self {
             Network::UNet(config) => config.validate(),
+            Network::Mlp(config) => config.validate(),
         }
     }
 
@@ -86,6 +140,7 @@ impl Network {
     pub fn build(&self, plan: &mut Plan, inputs: &NetworkInputs) -> Result<TensorId> {
         match self {
             Network::UNet(config) => config.build(plan, inputs),
+            Network::Mlp(config) => config.build(plan, inputs),
         }
     }
 
@@ -93,6 +148,7 @@ impl Network {
     pub fn parameters(&self) -> Result<Parameters> {
         match self {
             Network::UNet(config) => config.parameters(),
+            Network::Mlp(config) => config.parameters(),
         }
     }
 
@@ -102,6 +158,7 @@ impl Network {
             Network::UNet(config) => {
                 config.sample_size.map(|s| [s.height(), s.width(), config.in_channels])
             }
+            Network::Mlp(config) => Some([1, 1, config.channels]),
         }
     }
 
@@ -109,6 +166,7 @@ impl Network {
     pub fn in_channels(&self) -> usize {
         match self {
             Network::UNet(config) => config.in_channels,
+            Network::Mlp(config) => config.channels,
         }
     }
 
@@ -116,6 +174,7 @@ impl Network {
     pub fn out_channels(&self) -> usize {
         match self {
             Network::UNet(config) => config.out_channels,
+            Network::Mlp(config) => config.channels,
         }
     }
 
@@ -132,6 +191,7 @@ impl Network {
     pub fn time_input(&self) -> Conditioning {
         match self {
             Network::UNet(config) => config.time_input(),
+            Network::Mlp(config) => config.time_input(),
         }
     }
 
@@ -139,6 +199,7 @@ impl Network {
     pub fn class_input(&self) -> Conditioning {
         match self {
             Network::UNet(config) => config.class_input(),
+            Network::Mlp(_) => Conditioning::Absent,
         }
     }
 
@@ -146,6 +207,7 @@ impl Network {
     pub fn has_dropout(&self) -> bool {
         match self {
             Network::UNet(config) => config.dropout > 0.0,
+            Network::Mlp(_) => false,
         }
     }
 
@@ -163,5 +225,21 @@ impl Network {
             class: self.class_input().declare(plan, "class", n),
             keys: training.then(|| plan.input("keys", &[n, 4], DType::U32)),
         }
+    }
+}
+
+impl Serialize for Network {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        match self {
+            Network::UNet(config) => config.serialize(serializer),
+            Network::Mlp(config) => config.to_json().serialize(serializer),
+        }
+    }
+}
+
+impl<'de> Deserialize<'de> for Network {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        let section = Value::deserialize(deserializer)?;
+        Network::from_section(&section).map_err(de::Error::custom)
     }
 }

@@ -99,7 +99,7 @@ struct Run<'a> {
 pub fn train(backend: Box<dyn Backend>, request: Request, say: Report) -> Result<Summary> {
     let Request { config, out, resume, init, stop } = request;
     let dataset = open_data(&config)?;
-    let network = Network::UNet(config.model.clone());
+    let network = config.model.clone();
     check_fit(&config, &network, &dataset)?;
     let parameters = network.parameters()?;
     let mut directory = match resume && out.exists() {
@@ -135,6 +135,12 @@ pub fn train(backend: Box<dyn Backend>, request: Request, say: Report) -> Result
         human_bytes(requirement.activations as u64),
         human_bytes(requirement.staging as u64),
     ));
+    if !network.is_in_diffusers() {
+        say(&format!(
+            "note: diffusers has no class `{}`; the checkpoints open in langevin alone",
+            network.class_name()
+        ));
+    }
     engine.check(&requirement, "lower train.batch and raise train.accumulation instead")?;
     let mut engine = Engine::new(engine.into_backend(), parameters.arena_len(), true)?;
 
@@ -311,7 +317,7 @@ fn draw_curve(out: &Path) -> Result<()> {
 pub fn open_data(config: &Config) -> Result<Dataset> {
     let spec = config.data.spec.as_deref().ok_or_else(|| {
         Error::Usage(
-            "no data: give --data digits, idx:PATH, cifar10:DIR, folder:DIR or npz:FILE".into(),
+            "no data: give --data with one of digits, idx:PATH, cifar10:DIR, folder:DIR, npz:FILE, points:NAME".into(),
         )
     })?;
     let data = &config.data;
@@ -587,12 +593,18 @@ impl Run<'_> {
         };
         let scheduler = serde_json::from_str(&self.config.scheduler.to_json())
             .map_err(|e| Error::Usage(format!("scheduler configuration: {e}")))?;
+        let network = &self.network;
+        let not_in_diffusers: Vec<String> = (!network.is_in_diffusers())
+            .then(|| format!("network: diffusers has no class `{}`", network.class_name()))
+            .into_iter()
+            .collect();
         let extras = serde_json::json!({
             "langevin_version": env!("CARGO_PKG_VERSION"),
             "sample": self.config.sample,
             "image": [self.dataset.height(), self.dataset.width(), self.dataset.channels()],
             "data": self.dataset.name,
             "classes": self.dataset.classes(),
+            "not_in_diffusers": not_in_diffusers,
         });
         directory.save(&Pipeline {
             network_config: &self.config.model.to_json(),
@@ -640,7 +652,8 @@ impl Run<'_> {
             return Ok(false);
         }
         let shape = [sample.count, image[0], image[1], image[2]];
-        let png = crate::picture::grid_png(&samples?.images, shape, None);
+        let reference = crate::picture::is_plane(&image).then(|| self.dataset.first_values(4000));
+        let png = crate::picture::samples_png(&samples?.images, shape, reference.as_deref());
         atomic::write_file(out.join(name), png)?;
         Ok(true)
     }

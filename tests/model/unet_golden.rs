@@ -7,7 +7,7 @@ use std::path::Path;
 
 use langevin::backend::cpu::Cpu;
 use langevin::backend::{Engine, Loaded, WeightSet};
-use langevin::model::{Conditioning, Network, UNetConfig};
+use langevin::model::{Conditioning, Network};
 use langevin::ops::noising::coefficient;
 use langevin::plan::{DType, Mode, Parameter, Plan, Space, TensorId, Wrt};
 use safetensors::SafeTensors;
@@ -65,7 +65,7 @@ fn nhwc(nchw: &[f32], [n, c, h, w]: [usize; 4]) -> Vec<f32> {
 }
 
 struct Golden {
-    config: UNetConfig,
+    network: Network,
     tensors: HashMap<String, Vec<f32>>,
     /// n, c, h, w of x and of the prediction.
     x_shape: [usize; 4],
@@ -74,13 +74,14 @@ struct Golden {
 
 impl Golden {
     fn read(name: &str) -> Self {
+        let prefix = if name.starts_with("mlp-") { "" } else { "unet-" };
         let path = Path::new(env!("CARGO_MANIFEST_DIR"))
-            .join(format!("tests/golden/unet-{name}.safetensors"));
+            .join(format!("tests/golden/{prefix}{name}.safetensors"));
         let bytes = std::fs::read(&path).expect("golden file");
         let (_, metadata) = SafeTensors::read_metadata(&bytes).expect("a safetensors header");
         let metadata = metadata.metadata().clone().expect("metadata");
         let json = serde_json::from_str(&metadata["config"]).expect("valid JSON");
-        let config = UNetConfig::from_json(&json).expect("valid configuration");
+        let network = Network::from_json(&json).expect("valid configuration");
         let file = SafeTensors::deserialize(&bytes).expect("a safetensors file");
         let shape = |name: &str| -> [usize; 4] {
             file.tensor(name).expect("present").shape().try_into().expect("four axes")
@@ -94,7 +95,7 @@ impl Golden {
                 (name.to_string(), values)
             })
             .collect();
-        Golden { config, tensors, x_shape, y_shape }
+        Golden { network, tensors, x_shape, y_shape }
     }
 }
 
@@ -119,7 +120,7 @@ enum Derive {
 
 impl Run {
     fn new(golden: &Golden, derive: Derive) -> Self {
-        let network = Network::UNet(golden.config.clone());
+        let network = golden.network.clone();
         network.validate().expect("valid");
         let [n, c, h, w] = golden.x_shape;
         let [_, c_out, ..] = golden.y_shape;
@@ -294,6 +295,8 @@ golden! {
     one_level_of_odd_size_matches_diffusers: "one-level",
     k_blocks_match_diffusers: "k",
     k_blocks_with_attention_match_diffusers: "k-attention",
+    perceptron_matches_pytorch: "mlp-positional",
+    perceptron_with_fourier_time_matches_pytorch: "mlp-fourier",
 }
 
 #[test]
