@@ -17,6 +17,7 @@ use langevin::train::progress::Progress;
 use langevin::{Error, Result, picture};
 
 use super::model::{self, Model};
+use super::plot::{self, Plot};
 use super::{Global, ModelArg, Settings, Weights, output};
 
 #[derive(Args, Debug)]
@@ -65,6 +66,9 @@ pub struct SampleArgs {
     /// Also write the state after every N updates: a grid NAME-trajectory.png, and `trajectory` in --tensors
     #[arg(long, value_name = "N")]
     trajectory: Option<usize>,
+    /// Points in the plane: what --out shows; by default scatter
+    #[arg(long, value_name = "KIND")]
+    plot: Option<Plot>,
     #[command(flatten)]
     settings: Settings,
 }
@@ -174,7 +178,7 @@ fn classes(args: &SampleArgs, model: &Model, count: usize) -> Result<(Vec<u32>, 
     }
 }
 
-pub fn run(args: SampleArgs, global: &Global) -> Result<()> {
+pub fn run(mut args: SampleArgs, global: &Global) -> Result<()> {
     let say = |text: String| {
         if !global.json {
             eprintln!("{text}");
@@ -201,6 +205,21 @@ pub fn run(args: SampleArgs, global: &Global) -> Result<()> {
     }
     langevin::random::check_images(args.first, count as u64)?;
     let image = image_shape(&model)?;
+    if let Some(kind) = args.plot {
+        if !picture::is_plane(&image) || !is_picture(&args.out) {
+            return Err(Error::Usage(
+                "--plot is for models of points in the plane, and --out is then a .png file".into(),
+            ));
+        }
+        if kind == Plot::Field {
+            let png = plot::field(&model, &model.weights(args.weights)?.0, global)?;
+            atomic::write_file(&args.out, png)?;
+            return output::line(&format!("score field: `{}`", args.out.display()));
+        }
+        if kind == Plot::Trajectory {
+            args.trajectory.get_or_insert(1);
+        }
+    }
     let named = args.sampler.is_some();
     let kind = match args.sampler.as_ref().or(config.sampler.as_ref()) {
         Some(name) => Kind::from_name(name)?,
@@ -282,7 +301,7 @@ pub fn run(args: SampleArgs, global: &Global) -> Result<()> {
     })?;
     bar.finish();
     let seconds = began.elapsed().as_secs_f64();
-    let written = write(&args, &samples, count, image)?;
+    let written = write(&args, &model, &samples, count, image)?;
     if global.json {
         return output::json(&serde_json::json!({
             "images": count,
@@ -329,13 +348,19 @@ fn is_picture(path: &Path) -> bool {
 /// Writes pictures and tensors; says what was written.
 fn write(
     args: &SampleArgs,
+    model: &Model,
     samples: &Samples,
     count: usize,
     [h, w, c]: [usize; 3],
 ) -> Result<Vec<PathBuf>> {
     let mut written = Vec::new();
     let shape = [count, h, w, c];
-    if is_picture(&args.out) {
+    let in_plane = picture::is_plane(&[h, w, c]);
+    if in_plane && is_picture(&args.out) {
+        let plot = args.plot.unwrap_or(Plot::Scatter);
+        atomic::write_file(&args.out, plot::of_samples(plot, model, samples))?;
+        written.push(args.out.clone());
+    } else if is_picture(&args.out) {
         atomic::write_file(&args.out, picture::grid_png(&samples.images, shape, None))?;
         written.push(args.out.clone());
     } else {
@@ -347,7 +372,7 @@ fn write(
         written.push(args.out.clone());
     }
     let nchw = [count, c, h, w];
-    if !samples.trajectory.is_empty() {
+    if !samples.trajectory.is_empty() && !in_plane {
         // One row an image, noise to the left.
         let frames = samples.trajectory.len();
         let shown = count.min(16);

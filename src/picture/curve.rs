@@ -18,12 +18,12 @@ use crate::train::metrics::Record;
 const SIZE: (u32, u32) = (1000, 640);
 /// Drawn this many times larger and averaged down: plotters draws thick lines
 /// without smoothing.
-const OVER: u32 = 2;
-const FONT: &str = "sans-serif";
+pub(super) const OVER: u32 = 2;
+pub(super) const FONT: &str = "sans-serif";
 
-const INK: RGBColor = RGBColor(38, 43, 51);
-const FAINT_INK: RGBColor = RGBColor(112, 119, 130);
-const MESH: RGBColor = RGBColor(230, 232, 236);
+pub(super) const INK: RGBColor = RGBColor(38, 43, 51);
+pub(super) const FAINT_INK: RGBColor = RGBColor(112, 119, 130);
+pub(super) const MESH: RGBColor = RGBColor(230, 232, 236);
 const LOSS: RGBColor = RGBColor(24, 38, 61);
 const RATE: RGBColor = RGBColor(202, 98, 34);
 const NORM: RGBColor = RGBColor(58, 110, 165);
@@ -43,24 +43,29 @@ fn half_window(records: usize) -> usize {
 /// Draws the course of a run as a PNG of 1000 x 640 pixels. Values that are
 /// missing, zero or not finite are left out; without records the axes are empty.
 pub fn loss_curve(records: &[Record]) -> Vec<u8> {
+    chart_png(SIZE, |root| draw(root, records))
+}
+
+/// A picture of `size` drawn with plotters on an area OVER times as large.
+pub(super) fn chart_png(size: (u32, u32), draw: impl FnOnce(&Area) -> Drawn) -> Vec<u8> {
     static FONTS: Once = Once::new();
     FONTS.call_once(|| {
         // A font that were refused would fail the drawing below.
         let _ = register_font(FONT, FontStyle::Normal, epaint_default_fonts::UBUNTU_LIGHT);
     });
-    let (width, height) = (SIZE.0 * OVER, SIZE.1 * OVER);
+    let (width, height) = (size.0 * OVER, size.1 * OVER);
     let mut bytes = vec![255; (width * height * 3) as usize];
     {
         let root = BitMapBackend::with_buffer(&mut bytes, (width, height)).into_drawing_area();
-        draw(&root, records).expect("drawing into memory with a built-in font");
+        draw(&root).expect("drawing into memory with a built-in font");
     }
-    encode(&averaged(&bytes), SIZE.1 as usize, SIZE.0 as usize, 3)
+    encode(&averaged(&bytes, size), size.1 as usize, size.0 as usize, 3)
 }
 
 /// The picture at its size: the mean of each square of OVER x OVER pixels.
-fn averaged(large: &[u8]) -> Vec<u8> {
+fn averaged(large: &[u8], size: (u32, u32)) -> Vec<u8> {
     let over = OVER as usize;
-    let (width, height) = (SIZE.0 as usize, SIZE.1 as usize);
+    let (width, height) = (size.0 as usize, size.1 as usize);
     let mut small = Vec::with_capacity(width * height * 3);
     let mut sums = vec![0u32; width * 3];
     for rows in large.chunks_exact(over * width * over * 3) {
@@ -77,8 +82,8 @@ fn averaged(large: &[u8]) -> Vec<u8> {
     small
 }
 
-type Area<'a> = DrawingArea<BitMapBackend<'a>, Shift>;
-type Drawn = Result<(), Box<dyn std::error::Error>>;
+pub(super) type Area<'a> = DrawingArea<BitMapBackend<'a>, Shift>;
+pub(super) type Drawn = Result<(), Box<dyn std::error::Error>>;
 type Points = Vec<(f64, f64)>;
 
 fn draw(root: &Area, records: &[Record]) -> Drawn {

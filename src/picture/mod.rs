@@ -2,11 +2,13 @@
 //! write in whole.
 
 mod curve;
+mod plane;
 
 use image::codecs::png::{CompressionType, FilterType, PngEncoder};
 use image::{ExtendedColorType, ImageEncoder};
 
 pub use curve::loss_curve;
+pub use plane::{Field, field_png, scatter_png, trajectory_png};
 
 /// Least height and width, in pixels, at which a grid shows an image.
 const SEEN: usize = 48;
@@ -36,6 +38,23 @@ pub fn image_png(image: &[f32], [height, width, channels]: [usize; 3]) -> Vec<u8
     let mut canvas = Canvas::new(height, panels.width, panels.colours, GUTTER_GREY);
     panels.draw(image, &mut canvas, [0, 0], 1);
     canvas.png()
+}
+
+/// The samples of a run as one PNG: a scatter plot over `reference` where they
+/// are points in the plane (shape `[n, 1, 1, 2]`), else a grid.
+///
+/// # Panics
+/// As [`grid_png`].
+pub fn samples_png(images: &[f32], shape: [usize; 4], reference: Option<&[f32]>) -> Vec<u8> {
+    match is_plane(&shape[1..]) {
+        true => scatter_png(images, reference),
+        false => grid_png(images, shape, None),
+    }
+}
+
+/// Whether images of this shape `[h, w, c]` are points in the plane.
+pub fn is_plane(image: &[usize]) -> bool {
+    image == [1, 1, 2]
 }
 
 /// Images in rows and columns as one PNG. `images: [n, h, w, c]` in [-1, 1];
