@@ -13,6 +13,7 @@
 //! - [`denoiser`]: what a network predicts, and limits on x_0.
 //! - [`loss`]: training targets and weights.
 //! - [`scheduler`]: diffusers' `scheduler_config.json`.
+//! - [`vlb`]: the variational bound by terms, and the discretised decoder.
 //! - [`sampler`]: samplers as programs, and the loop that runs them.
 
 pub mod denoiser;
@@ -21,3 +22,4 @@ pub mod process;
 pub mod sampler;
 pub mod schedule;
 pub mod scheduler;
+pub mod vlb;
