@@ -9,6 +9,8 @@ use std::path::Path;
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 
+use crate::diffusion::denoiser::Denoiser;
+use crate::diffusion::process::{DenoiserConfig, ProcessConfig};
 use crate::diffusion::scheduler::SchedulerConfig;
 use crate::error::{Error, Result};
 use crate::model::Network;
@@ -24,8 +26,12 @@ pub struct Config {
     /// The network, in the fields of diffusers' `UNet2DModel`, or of the class
     /// that `_class_name` names.
     pub model: Network,
-    /// The process, in the fields of diffusers' scheduler configs.
+    /// DDPM's discrete process, in the fields of diffusers' scheduler configs.
     pub scheduler: SchedulerConfig,
+    /// The process, where it is another than the scheduler's table.
+    pub process: ProcessConfig,
+    /// What the network predicts and how it is scaled, where diffusers has no field for it.
+    pub denoiser: DenoiserConfig,
     /// The training loop.
     pub train: TrainConfig,
     /// Defaults of `sample`, and of the grids drawn while training.
@@ -288,6 +294,7 @@ impl Config {
         self.model.validate()?;
         self.scheduler.validate()?;
         self.scheduler.refuse_unknown()?;
+        self.denoiser()?;
         let t = &self.train;
         let positive = |key: &str, ok: bool| match ok {
             true => Ok(()),
@@ -345,6 +352,11 @@ impl Config {
             return Err(Error::config("data.size", "height and width must be at least 1"));
         }
         Ok(())
+    }
+
+    /// The denoiser that training makes of the network.
+    pub fn denoiser(&self) -> Result<Denoiser> {
+        self.denoiser.build(self.process.build(&self.scheduler)?, &self.scheduler)
     }
 
     /// Refuses changes that a run cannot take up in the middle; what decides when
@@ -441,6 +453,10 @@ mod tests {
             ("scheduler.beta_ende=0.1", "scheduler.beta_ende"),
             ("model.norm_num_groups=7", "model.norm_num_groups"),
             ("trian.batch=3", "trian"),
+            ("process.kind=vpp", "process.kind"),
+            ("process.sigma_max=50", "process.sigma_max"),
+            ("denoiser.precondition=ddm", "denoiser.precondition"),
+            ("denoiser.sigma_data=0.5", "denoiser.sigma_data"),
         ] {
             let mut value = digits();
             set(&mut value, assignment).expect("syntax is fine");

@@ -4,6 +4,8 @@ use std::path::Path;
 
 use langevin::checkpoint::diffusers::{self, ModelFiles};
 use langevin::checkpoint::weights::{Report, Weights as WeightFile};
+use langevin::diffusion::denoiser::Denoiser;
+use langevin::diffusion::process::{SharedProcess, of_checkpoint};
 use langevin::diffusion::scheduler::SchedulerConfig;
 use langevin::model::Network;
 use langevin::plan::Parameters;
@@ -18,10 +20,15 @@ pub struct Model {
     pub network: Network,
     pub parameters: Parameters,
     pub scheduler: SchedulerConfig,
+    /// How to ask the network and what its answer means.
+    pub denoiser: Denoiser,
+    /// The process to sample under: the very one of the denoiser unless
+    /// `--set process.*` names another.
+    pub sampled: SharedProcess,
 }
 
-/// Opens MODEL; configuration overrides go over what the model says
-/// (`model.*` and `scheduler.*`).
+/// Opens MODEL; configuration overrides go over what the model says: `model.*`,
+/// `scheduler.*`, `denoiser.*`; `process.*` is the process to sample under.
 pub fn open(path: &Path, set: &[String]) -> Result<Model> {
     let files = diffusers::open(path)?;
     for (skipped, why) in &files.skipped {
@@ -33,12 +40,14 @@ pub fn open(path: &Path, set: &[String]) -> Result<Model> {
     }
     for assignment in set {
         let key = assignment.split('=').next().unwrap_or("").trim();
-        if !["model.", "scheduler.", "sampler."].iter().any(|p| key.starts_with(p)) {
+        const SECTIONS: [&str; 5] = ["model.", "scheduler.", "sampler.", "process.", "denoiser."];
+        if !SECTIONS.iter().any(|p| key.starts_with(p)) {
             return Err(Error::Usage(format!(
-                "--set here takes keys under model., scheduler. or sampler., not `{key}`"
+                "--set here takes keys under model., scheduler., sampler., process. or denoiser., \
+                 not `{key}`"
             )));
         }
-        if !key.starts_with("sampler.") {
+        if SECTIONS[..2].iter().any(|p| key.starts_with(p)) {
             langevin::config::set(&mut value, assignment)?;
         }
     }
@@ -56,7 +65,12 @@ pub fn open(path: &Path, set: &[String]) -> Result<Model> {
         None | Some(Value::Null) => SchedulerConfig::default(),
         Some(json) => SchedulerConfig::from_json(&json.to_string())?,
     };
-    Ok(Model { files, network, parameters, scheduler })
+    let (process, denoiser) = of_checkpoint(files.extras.as_ref(), &scheduler, set)?;
+    let sampled = match process.overridden(set)? {
+        None => denoiser.process.clone(),
+        Some(process) => process.build(&scheduler)?,
+    };
+    Ok(Model { files, network, parameters, scheduler, denoiser, sampled })
 }
 
 impl Model {

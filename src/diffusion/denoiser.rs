@@ -299,24 +299,24 @@ impl Denoiser {
         if let Precondition::Edm { sigma_data } = self.precondition {
             if self.prediction != Prediction::Sample {
                 return Err(Error::config(
-                    "process.prediction",
+                    "denoiser.prediction",
                     format!(
-                        "`{}` does not fit process.precondition = edm, whose output is x_0 by \
-                         c_skip and c_out: leave process.prediction out, or set it to sample",
+                        "`{}` does not fit denoiser.precondition = edm, whose output is x_0 by \
+                         c_skip and c_out: leave denoiser.prediction out, or set it to sample",
                         self.prediction.name()
                     ),
                 ));
             }
             if !(sigma_data > 0.0 && sigma_data.is_finite()) {
                 return Err(Error::config(
-                    "process.sigma_data",
+                    "denoiser.sigma_data",
                     format!("{sigma_data} must be above 0, e.g. 0.5"),
                 ));
             }
         }
         if self.prediction.needs_step() && self.process.steps().is_none() {
             return Err(Error::config(
-                "process.prediction",
+                "denoiser.prediction",
                 format!(
                     "`{}` speaks of one step of a chain, and the process `{}` is continuous: use \
                      process.kind = table or smld, or another prediction",
@@ -329,7 +329,7 @@ impl Denoiser {
         if end.ln_signal == f64::NEG_INFINITY {
             if self.correction {
                 return Err(Error::config(
-                    "process.correction",
+                    "denoiser.correction",
                     format!(
                         "divides by the signal, which `{}` loses at time {}: set process.t_max \
                          below it (flow, cosine), or leave rescale_betas_zero_snr out",
@@ -340,7 +340,7 @@ impl Denoiser {
             }
             if self.precondition != Precondition::None {
                 return Err(Error::config(
-                    "process.precondition",
+                    "denoiser.precondition",
                     format!(
                         "works in std/signal, and `{}` loses its signal at time {}: set \
                          process.t_max below it (flow, cosine), or leave rescale_betas_zero_snr out",
@@ -462,7 +462,7 @@ impl Denoiser {
         };
         if ln_signal == f64::NEG_INFINITY {
             return Err(Error::config(
-                "process.correction",
+                "denoiser.correction",
                 format!("divides by the signal, which is 0 at time {time}: end the process before"),
             ));
         }
@@ -474,7 +474,7 @@ impl Denoiser {
             if self.prediction.in_diffusers() {
                 "scheduler.prediction_type"
             } else {
-                "process.prediction"
+                "denoiser.prediction"
             },
             format!(
                 "`{}` cannot give {what} at label {} (time {time} of `{}`), which holds no signal or \

@@ -245,7 +245,7 @@ impl SchedulerConfig {
                 "prediction_type",
                 format!(
                     "`{0}` is not one of diffusers' epsilon, sample and v_prediction; set \
-                     process.prediction = {0} instead",
+                     denoiser.prediction = {0} instead",
                     self.prediction_type.name()
                 ),
             );

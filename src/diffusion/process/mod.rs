@@ -17,11 +17,13 @@
 //! | [`Flow`] | 1 - t | t | Lipman et al. 2023, Liu et al. 2023 |
 //! | [`Given`] | a person's table | | |
 
+pub mod config;
 mod exploding;
 mod flow;
 mod given;
 mod preserving;
 
+pub use config::{DenoiserConfig, ProcessConfig, ProcessKind, of_checkpoint};
 pub use exploding::{Edm, Ve};
 pub use flow::Flow;
 pub use given::Given;
