@@ -11,12 +11,14 @@
 //! - [`process`]: the pair, the posterior between any two times.
 //! - [`schedule`]: beta schedules and DDPM's discrete table.
 //! - [`denoiser`]: what a network predicts, and limits on x_0.
+//! - [`empirical`]: a data set in place of a network, and its nearest images.
 //! - [`loss`]: training targets and weights.
 //! - [`scheduler`]: diffusers' `scheduler_config.json`.
 //! - [`vlb`]: the variational bound by terms, and the discretised decoder.
 //! - [`sampler`]: samplers as programs, and the loop that runs them.
 
 pub mod denoiser;
+pub mod empirical;
 pub mod loss;
 pub mod process;
 pub mod sampler;

@@ -11,6 +11,7 @@ pub mod concat;
 pub mod conv2d;
 pub mod dropout;
 pub mod embedding;
+pub mod empirical;
 pub mod linear;
 pub mod loss;
 pub mod noising;
@@ -56,6 +57,8 @@ pub enum Op {
     LookupBackward(embedding::Lookup),
     Dropout(dropout::Dropout),
     DropoutBackward(dropout::Dropout),
+    Empirical(empirical::Empirical),
+    EmpiricalBackward(empirical::Empirical),
     Noising(noising::Noising),
     Loss(loss::Loss),
     LossBackward(loss::Loss),
@@ -97,6 +100,8 @@ impl Op {
             Op::LookupBackward(_) => "lookup_backward",
             Op::Dropout(_) => "dropout_forward",
             Op::DropoutBackward(_) => "dropout_backward",
+            Op::Empirical(_) => "empirical_forward",
+            Op::EmpiricalBackward(_) => "empirical_backward",
             Op::Noising(_) => "noising",
             Op::Loss(_) => "loss_forward",
             Op::LossBackward(_) => "loss_backward",
@@ -119,7 +124,7 @@ impl Op {
         match self {
             Op::SinusoidalEmbedding(_) | Op::FourierEmbedding(_) => false,
             Op::Lookup(_) => i == 0,
-            Op::Dropout(_) => i == 0,
+            Op::Dropout(_) | Op::Empirical(_) => i == 0,
             Op::Loss(_) => i == 0,
             Op::ScaleRows(_) => i == 0,
             Op::Noising(_) | Op::SamplerQuantile(_) | Op::SamplerStep(_) => false,
@@ -145,6 +150,7 @@ impl Op {
             Op::Lookup(op) => op.backward(node, d),
             Op::Dropout(op) => op.backward(node, d),
             Op::Loss(op) => op.backward(node, d),
+            Op::Empirical(op) => op.backward(node, d),
             Op::SinusoidalEmbedding(_) | Op::FourierEmbedding(_) => Ok(()),
             Op::Conv2dBackwardData(_)
             | Op::Conv2dBackwardWeight(_)
@@ -158,6 +164,7 @@ impl Op {
             | Op::ResampleBackward(_)
             | Op::LookupBackward(_)
             | Op::DropoutBackward(_)
+            | Op::EmpiricalBackward(_)
             | Op::Noising(_)
             | Op::LossBackward(_)
             | Op::SamplerQuantile(_)
@@ -183,6 +190,7 @@ impl Op {
             }
             Op::Attention(op) => op.flops(),
             Op::AttentionBackward(op) => op.flops() * 5 / 2,
+            Op::Empirical(op) | Op::EmpiricalBackward(op) => op.flops(),
             _ => 0,
         }
     }

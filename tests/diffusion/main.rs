@@ -1,5 +1,6 @@
 //! The mathematics of diffusion, against closed forms and against diffusers.
 
+mod empirical;
 mod gaussian;
 mod golden;
 mod process;

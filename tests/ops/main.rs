@@ -7,6 +7,7 @@ mod concat;
 mod conv2d;
 mod dropout;
 mod embedding;
+mod empirical;
 mod linear;
 mod loss;
 mod lowering;

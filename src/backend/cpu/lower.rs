@@ -13,7 +13,7 @@
 
 use std::collections::{HashMap, HashSet};
 
-use super::{attention, conv2d, linear, norm};
+use super::{attention, conv2d, empirical, linear, norm};
 use crate::backend::Program;
 use crate::ops::Op;
 use crate::ops::conv2d::Conv2d;
@@ -179,6 +179,7 @@ fn add_workspace(plan: &mut Plan) {
             Op::NormBackward(op) => norm::backward_workspace_len(op),
             Op::Attention(op) => attention::workspace_len(op),
             Op::AttentionBackward(op) => attention::backward_workspace_len(op),
+            Op::Empirical(op) | Op::EmpiricalBackward(op) => empirical::workspace_len(op),
             _ => 0,
         };
         if len > 0 {

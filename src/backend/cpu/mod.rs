@@ -9,6 +9,7 @@ pub mod concat;
 pub mod conv2d;
 pub mod dropout;
 pub mod embedding;
+pub mod empirical;
 mod gemm;
 pub mod isa;
 pub mod linear;
@@ -203,10 +204,26 @@ fn execute(pool: &Pool, node: &Node, a: &mut Arguments) -> Result<()> {
         Op::LookupBackward(op) => {
             embedding::lookup_backward(pool, op, a.input_u32(0), a.input(1), a.required(0))?;
         }
+        Op::Empirical(op) => {
+            let (y, log_sum) = (a.required(0), a.written(1));
+            empirical::empirical(pool, op, denoised(a), y, log_sum, a.workspace());
+        }
+        Op::EmpiricalBackward(op) => {
+            let (y, log_sum, d_y) = (a.input(4), a.input(5), a.input(6));
+            let saved = empirical::Saved { y, log_sum, d_y };
+            let d_x = a.required(0);
+            empirical::empirical_backward(pool, op, denoised(a), saved, d_x, a.workspace());
+        }
         Op::SamplerQuantile(op) => sampler_step::execute_quantile(pool, op, a),
         Op::SamplerStep(op) => sampler_step::execute_step(pool, op, a),
     }
     Ok(())
+}
+
+/// What both passes of the empirical denoiser read.
+fn denoised<'a>(a: &Arguments<'a>) -> empirical::Operands<'a> {
+    let (x, data, std, signal) = (a.input(0), a.input(1), a.input(2), a.optional(3));
+    empirical::Operands { x, data, std, signal }
 }
 
 /// The target of a loss op.
