@@ -395,7 +395,7 @@ multiversion! {
         isa: Isa, len: usize, x: &[f32], signals: &[f32; STATES], data: &[f32],
         distances: &mut Distances,
     ) {
-        long::<4, 4, true>(len, x, signals, data, distances);
+        long::<2, 4, true>(len, x, signals, data, distances);
     }
 }
 
@@ -465,8 +465,7 @@ fn pairs<const S: usize, const J: usize, const FUSED: bool>(
     data: &[f32],
     mut put: impl FnMut(usize, usize, f64),
 ) {
-    let x: [&[f32]; S] = std::array::from_fn(|i| &x[i * len..(i + 1) * len]);
-    let data: [&[f32]; J] = std::array::from_fn(|j| &data[j * len..(j + 1) * len]);
+    assert!(x.len() >= S * len && data.len() >= J * len);
     let signals: [f32; S] = std::array::from_fn(|i| -signals[i]);
     let mut totals = [[0f64; J]; S];
     for from in (0..len).step_by(STRETCH) {
@@ -474,31 +473,31 @@ fn pairs<const S: usize, const J: usize, const FUSED: bool>(
         let mut sums = [[[0f32; LANES]; J]; S];
         let mut e = from;
         while e + LANES <= to {
-            let images: [[f32; LANES]; J] = std::array::from_fn(|j| lanes(data[j], e));
-            for i in 0..S {
-                let x = lanes(x[i], e);
-                for j in 0..J {
+            // SAFETY: e + LANES <= len, and x and data hold S and J rows of len.
+            let lanes = |rows: &[f32], row: usize| unsafe {
+                *rows.as_ptr().add(row * len + e).cast::<[f32; LANES]>()
+            };
+            for j in 0..J {
+                let image = lanes(data, j);
+                for i in 0..S {
+                    let x = lanes(x, i);
                     for l in 0..LANES {
-                        let difference = fma::<FUSED>(signals[i], images[j][l], x[l]);
+                        let difference = fma::<FUSED>(signals[i], image[l], x[l]);
                         sums[i][j][l] = fma::<FUSED>(difference, difference, sums[i][j][l]);
                     }
                 }
             }
             e += LANES;
         }
-        if e < to {
-            for i in 0..S {
-                for j in 0..J {
-                    for l in 0..to - e {
-                        let difference = fma::<FUSED>(signals[i], data[j][e + l], x[i][e + l]);
-                        sums[i][j][l] = fma::<FUSED>(difference, difference, sums[i][j][l]);
-                    }
-                }
-            }
-        }
         for i in 0..S {
             for j in 0..J {
-                totals[i][j] += f64::from(fold(sums[i][j]));
+                let mut lanes = sums[i][j];
+                let (x, image) = (&x[i * len + e..i * len + to], &data[j * len + e..j * len + to]);
+                for ((sum, &x), &v) in lanes.iter_mut().zip(x).zip(image) {
+                    let difference = fma::<FUSED>(signals[i], v, x);
+                    *sum = fma::<FUSED>(difference, difference, *sum);
+                }
+                totals[i][j] += f64::from(fold(lanes));
             }
         }
     }
@@ -507,11 +506,6 @@ fn pairs<const S: usize, const J: usize, const FUSED: bool>(
             put(i, j, total);
         }
     }
-}
-
-#[inline(always)]
-fn lanes(values: &[f32], from: usize) -> [f32; LANES] {
-    values[from..from + LANES].try_into().expect("as many elements as lanes")
 }
 
 multiversion! {
@@ -589,35 +583,46 @@ multiversion! {
 
 #[inline(always)]
 fn add<const FUSED: bool>(len: usize, heavy: &[Heavy], data: &[f32], sums: &mut [f32]) {
-    if heavy.is_empty() {
-        return;
-    }
     let mut e = 0;
+    while e + WIDTH <= len {
+        columns::<WIDTH, FUSED>(len, e, heavy, data, sums);
+        e += WIDTH;
+    }
+    while e + 8 <= len {
+        columns::<8, FUSED>(len, e, heavy, data, sums);
+        e += 8;
+    }
     while e < len {
-        let width = WIDTH.min(len - e);
-        let mut added = [[0f32; WIDTH]; TOGETHER];
-        for (j, weights) in heavy {
-            let image = &data[j * len + e..][..width];
-            if let Ok(image) = <&[f32; WIDTH]>::try_from(image) {
-                for (added, &w) in added.iter_mut().zip(weights) {
-                    for (added, &v) in added.iter_mut().zip(image) {
-                        *added = fma::<FUSED>(w, v, *added);
-                    }
-                }
-            } else {
-                for (added, &w) in added.iter_mut().zip(weights) {
-                    for (added, &v) in added.iter_mut().zip(image) {
-                        *added = fma::<FUSED>(w, v, *added);
-                    }
-                }
+        columns::<1, FUSED>(len, e, heavy, data, sums);
+        e += 1;
+    }
+}
+
+/// Elements `e .. e + N` of the sums.
+#[inline(always)]
+fn columns<const N: usize, const FUSED: bool>(
+    len: usize,
+    e: usize,
+    heavy: &[Heavy],
+    data: &[f32],
+    sums: &mut [f32],
+) {
+    assert!(e + N <= len);
+    let mut added = [[0f32; N]; TOGETHER];
+    for (j, weights) in heavy {
+        assert!((j + 1) * len <= data.len());
+        // SAFETY: inside the image, which the assertions put inside the data.
+        let image = unsafe { *data.as_ptr().add(j * len + e).cast::<[f32; N]>() };
+        for (added, &w) in added.iter_mut().zip(weights) {
+            for (added, &v) in added.iter_mut().zip(&image) {
+                *added = fma::<FUSED>(w, v, *added);
             }
         }
-        for (sum, added) in sums.chunks_exact_mut(len).zip(&added) {
-            for (sum, &added) in sum[e..e + width].iter_mut().zip(added) {
-                *sum += added;
-            }
+    }
+    for (sum, added) in sums.chunks_exact_mut(len).zip(&added) {
+        for (sum, &added) in sum[e..e + N].iter_mut().zip(added) {
+            *sum += added;
         }
-        e += width;
     }
 }
 
