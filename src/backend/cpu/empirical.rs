@@ -456,7 +456,8 @@ fn long<const S: usize, const J: usize, const FUSED: bool>(
     }
 }
 
-/// The distances of one tile.
+/// The distances of one tile. Indices, because the loops have to unroll.
+#[allow(clippy::needless_range_loop)]
 #[inline(always)]
 fn pairs<const S: usize, const J: usize, const FUSED: bool>(
     len: usize,
