@@ -77,6 +77,16 @@ pub enum Error {
         /// What is wrong and what to do.
         problem: String,
     },
+    /// A kernel could not be launched, or failed.
+    #[error("{op}: kernel `{kernel}`: {problem}")]
+    Launch {
+        /// The operation.
+        op: &'static str,
+        /// The kernel's entry.
+        kernel: &'static str,
+        /// What is wrong and what to do.
+        problem: String,
+    },
     /// A value became NaN or infinite.
     #[error("step {step}: {what} is not finite{}; {remedy}", tensor.as_ref().map(|t| format!(" (first in tensor `{t}`)")).unwrap_or_default())]
     NotFinite {

@@ -5,6 +5,7 @@
 //! executes the result. Only `download` and `synchronize` may block.
 
 pub mod cpu;
+pub mod cuda;
 mod engine;
 
 pub use engine::{Engine, Loaded, Requirement, WeightSet, human_bytes};

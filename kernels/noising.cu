@@ -1,0 +1,22 @@
+// x_t = signal x_0 + std eps, eps drawn in place and never stored.
+//
+// x_t, x_0: [n, len] f32. A thread makes the four normals of one counter; blocks
+// run over an image along x and over images along y. Bits as on the CPU.
+#include "random.cuh"
+
+// Columns of the coefficients, as in ops::noising::coefficient.
+enum { SIGNAL = 0, STD = 1, COLUMNS = 8 };
+
+ENTRY(noising_f32, Noising, 256) {
+    Len e = group_start();
+    int count = group_count(e, p.len);
+    if (count == 0) return;
+    Len image = blockIdx.y;
+    const float *c = p.coefficients + image * COLUMNS;
+    float signal = c[SIGNAL], std = c[STD];
+    Group x0 = load(p.x0 + image * p.len + e, count), x_t;
+    Group eps = normals(p.keys + image * 4, TRAIN_NOISE, 0, (Word)(e / GROUP));
+#pragma unroll
+    for (int k = 0; k < GROUP; k++) x_t[k] = fmaf(std, eps[k], signal * x0[k]);
+    store(p.x_t + image * p.len + e, x_t, count, p.add);
+}

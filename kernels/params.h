@@ -1,0 +1,278 @@
+/* What a kernel is given: one struct a kernel, by value. The same text is compiled
+ * by nvcc and read by bindgen, so it includes nothing and uses plain C.
+ *
+ * Order of fields: outputs, inputs, sizes, scalars. Pointers are device addresses;
+ * shapes stand beside them. `add` is 0 to overwrite an output and 1 to add to it.
+ * A pointer that may be null says so.
+ */
+#ifndef LANGEVIN_PARAMS_H
+#define LANGEVIN_PARAMS_H
+
+typedef unsigned char Byte;
+typedef unsigned int Word;
+typedef long long Len;
+
+/* Nonlinearities, as in ops::pointwise::Activation. */
+enum {
+    ACTIVATION_NONE = 0,
+    ACTIVATION_SILU = 1,
+    ACTIVATION_GELU = 2,
+    ACTIVATION_GELU_TANH = 3,
+    ACTIVATION_RELU = 4,
+    ACTIVATION_MISH = 5
+};
+
+/* pointwise.cu */
+
+/** y = f(x); backward d_x = f'(x) d_y. */
+struct Activate {
+    float *y;         /* [len]; backward: d_x */
+    const float *x;   /* [len] */
+    const float *d_y; /* [len]; null forward */
+    Len len;
+    Word activation;
+    Word add;
+};
+
+/** y = (a + b) scale. */
+struct Add {
+    float *y;       /* [len] */
+    const float *a; /* [len] */
+    const float *b; /* [len] */
+    Len len;
+    float scale;
+    Word add;
+};
+
+/** y = x scale + offset. */
+struct Scale {
+    float *y;       /* [len] */
+    const float *x; /* [len] */
+    Len len;
+    float scale;
+    float offset;
+    Word add;
+};
+
+/** y[n,e] = x[n,e] s[n,column], or divided by it. */
+struct ScaleRows {
+    float *y;       /* [n, len] */
+    const float *x; /* [n, len] */
+    const float *s; /* [n, columns] */
+    Len len;
+    Word columns;
+    Word column;
+    Word divide;
+    Word add;
+};
+
+/* noising.cu, loss.cu */
+
+/** x_t = signal x_0 + std eps. */
+struct Noising {
+    float *x_t;                /* [n, len] */
+    const float *x0;           /* [n, len] */
+    const float *coefficients; /* [n, 8] */
+    const Word *keys;          /* [n, 4] */
+    Len len;
+    Word add;
+};
+
+/** loss[n], or d_prediction [n, len], against a x_0 + b eps. */
+struct Loss {
+    float *out;                /* [n]; backward: [n, len] */
+    const float *prediction;   /* [n, len] */
+    const float *x0;           /* [n, len] */
+    const float *coefficients; /* [n, 8] */
+    const Word *keys;          /* [n, 4]; null: no eps */
+    Len len;
+    float scale;
+    Word add;
+};
+
+/* optimizer.cu */
+
+/** Most ranges of the arenas that one launch takes. */
+#define MOST_RANGES 16
+
+/** Runs of trainable elements; range i has chunks first_chunk[i] .. first_chunk[i + 1]. */
+struct Ranges {
+    Len start[MOST_RANGES];
+    Len len[MOST_RANGES];
+    Word first_chunk[MOST_RANGES + 1];
+    Word count;
+};
+
+/** Sums of squares of the chunks. */
+struct SquareSums {
+    double *sums;           /* [chunks] */
+    const float *gradients; /* whole arena */
+    struct Ranges ranges;
+};
+
+/** norm = sqrt(sum of the sums). */
+struct GlobalNorm {
+    float *norm;        /* [1] */
+    const double *sums; /* [chunks] */
+    Word chunks;
+};
+
+/** AdamW and the average; see ops::optimizer::AdamW. */
+struct AdamW {
+    float *parameters;      /* whole arenas */
+    float *first_moments;
+    float *second_moments;
+    float *average;
+    const float *gradients;
+    const float *norm;      /* [1] */
+    const float *control;   /* [4] */
+    struct Ranges ranges;
+    double beta1;
+    double beta2;
+    double eps;
+    double weight_decay;
+    double clip; /* infinite for none */
+};
+
+/* broadcast.cu */
+
+/** y = x + e; sum: y = sum over positions of x. */
+struct PerImage {
+    float *y;       /* [n, spatial, channels]; sum: [n, channels] */
+    const float *x; /* [n, spatial, channels] */
+    const float *e; /* [n, channels]; null for the sum */
+    Len spatial;
+    Word channels;
+    Word add;
+};
+
+/* concat.cu */
+
+/** y = [a, b] along channels. */
+struct Concat {
+    float *y;       /* [rows, c_a + c_b] */
+    const float *a; /* [rows, c_a] */
+    const float *b; /* [rows, c_b] */
+    Len rows;
+    Word c_a;
+    Word c_b;
+    Word add;
+};
+
+/** d = channels from .. from + width of d_y. */
+struct ConcatBackward {
+    float *d;         /* [rows, width] */
+    const float *d_y; /* [rows, channels] */
+    Len rows;
+    Word width;
+    Word from;
+    Word channels;
+    Word add;
+};
+
+/* dropout.cu */
+
+/** y = x scale where the word is at least the threshold, else 0. */
+struct Dropout {
+    float *y;         /* [n, len] */
+    const float *x;   /* [n, len] */
+    const Word *keys; /* [n, 4] */
+    Len len;
+    Word threshold;
+    Word layer;
+    float scale;
+    Word add;
+};
+
+/* embedding.cu */
+
+/** [sin, cos] of phases, swapped with flip. */
+struct Waves {
+    float *y;       /* [n, dim] */
+    const float *t; /* [n] */
+    const float *w; /* [dim / 2]; null for the sinusoidal embedding */
+    double step;    /* sinusoidal: -ln(max_period) / (half - freq_shift) */
+    Word dim;
+    Word flip;
+    Word log; /* Fourier: of ln t */
+    Word add;
+};
+
+/** Rows of a table; backward: sums of the rows' gradients. */
+struct Lookup {
+    float *y;           /* [n, dim]; backward: d_table [rows, dim] */
+    Word *bad;          /* [1]: 1 + an image whose index is outside */
+    const float *table; /* [rows, dim]; backward: d_y [n, dim] */
+    const Word *index;  /* [n] */
+    Word n;
+    Word rows;
+    Word dim;
+    Word add;
+};
+
+/* resample.cu */
+
+enum { RESAMPLE_NEAREST = 0, RESAMPLE_AVERAGE = 1, RESAMPLE_FIR = 2 };
+
+/** Gathers y from x; backward: d_x from d_y, with the sizes as the kernel sees them. */
+struct Resample {
+    float *y;       /* [n, oh, ow, c] */
+    const float *x; /* [n, h, w, c] */
+    Word h;
+    Word w;
+    Word oh;
+    Word ow;
+    Word c;
+    Word method;
+    Word backward;
+    Word factor;
+    Word up;
+    Word down;
+    int pad; /* before */
+    Word reflect;
+    float weights[4];
+    Word add;
+};
+
+/* sampler_step.cu */
+
+/** One stage; see ops::sampler_step::SamplerStep. */
+struct SamplerStep {
+    float *slots[7];         /* [n, spatial, channels] each, in place */
+    void *label;             /* [copies n] float, or Word */
+    float *input;            /* [copies n, spatial, channels]; may be null */
+    const float *prediction; /* [copies n, spatial, prediction_channels] */
+    const float *table;      /* [stages, rows, 32] */
+    const Word *stage;       /* [1] */
+    const Word *keys;        /* [n, 4] */
+    const float *noise;      /* [n, spatial, channels]; null: drawn */
+    const float *threshold;  /* [n]; may be null */
+    Word n;
+    Word spatial;
+    Word channels;
+    Word prediction_channels;
+    Word slot_count;
+    Word stages;
+    Word per_image;
+    Word guided;
+    Word label_is_index;
+};
+
+/** Threshold of dynamic thresholding. */
+struct SamplerQuantile {
+    float *threshold; /* [n] */
+    struct SamplerStep step;
+    float ratio;
+    float max;
+};
+
+/* check.cu */
+
+/** Sets *found to 1 where a value is NaN or infinite. */
+struct Check {
+    Word *found;    /* [1] */
+    const float *x; /* [len] */
+    Len len;
+};
+
+#endif

@@ -1,0 +1,206 @@
+// One stage of any sampler in one pass; equations in src/ops/sampler_step.rs.
+//
+// slots: [n, len] f32, in place; prediction: [copies n, spatial, prediction_channels].
+// A thread takes the four elements of one counter; blocks over an image along x,
+// images along y. Every term is a multiply and an add rounded by themselves, in the
+// order of the equations, so the bits are the CPU's. A coefficient of 0 means that
+// its operand is not read (by the whole grid, or a whole image, alike).
+//
+// Quantile: a block an image; the k-th smallest |x_0| is found by its bits, eleven
+// at a time (non-negative floats order as integers), with integer counts, so no
+// order of threads shows.
+#include "random.cuh"
+
+// Columns of a stage's row, as in ops::sampler_step::column.
+enum {
+    LABEL = 0,
+    INPUT_SLOT = 1,
+    INPUT_SCALE = 2,
+    X0_STATE = 3,
+    X0_PREDICTION = 4,
+    EPS_STATE = 5,
+    EPS_PREDICTION = 6,
+    CLIP = 7,
+    DRAW = 8,
+    GUIDANCE = 9,
+    TARGET = 10,
+    OUTPUT = 12,
+    COEFFICIENTS = 10,
+    OF_X0 = 7,
+    OF_EPS = 8,
+    OF_NOISE = 9,
+    COLUMNS = 32
+};
+
+/// An image's row of a stage.
+INLINE const float *row_of(const SamplerStep &p, Word stage, Word image) {
+    Len rows = p.per_image ? p.n : 1;
+    return p.table + ((Len)stage * rows + (p.per_image ? image : 0)) * COLUMNS;
+}
+
+/// Element e of an image in one copy of the prediction.
+INLINE Len predicted_at(const SamplerStep &p, Len image, Len e) {
+    Len len = (Len)p.spatial * p.prediction_channels;
+    if (p.channels == p.prediction_channels) return image * len + e;
+    return image * len + e / p.channels * p.prediction_channels + e % p.channels;
+}
+
+/// The prediction of `count` elements from e on, guidance applied.
+INLINE Group predict(const SamplerStep &p, Len image, Len e, int count, float guidance) {
+    auto gather = [&](Len image) {
+        if (p.channels == p.prediction_channels) return load(p.prediction + predicted_at(p, image, e), count);
+        Group g;
+#pragma unroll
+        for (int k = 0; k < GROUP; k++) {
+            g[k] = k < count ? p.prediction[predicted_at(p, image, e + k)] : 0.0f;
+        }
+        return g;
+    };
+    Group conditional = gather(image);
+    if (!p.guided) return conditional;
+    Group u = gather(image + p.n), g;
+#pragma unroll
+    for (int k = 0; k < GROUP; k++) g[k] = u[k] + guidance * (conditional[k] - u[k]);
+    return g;
+}
+
+INLINE float clamp(float v, float low, float high) {
+    v = v < low ? low : v;
+    return v > high ? high : v;
+}
+
+INLINE void axpy(Group &sum, float c, const Group &v) {
+    if (c == 0.0f) return;
+#pragma unroll
+    for (int k = 0; k < GROUP; k++) sum[k] = sum[k] + c * v[k];
+}
+
+ENTRY(sampler_step_f32, SamplerStep, 256) {
+    Len len = (Len)p.spatial * p.channels, e = group_start();
+    int count = group_count(e, len);
+    if (count == 0) return;
+    Word image = blockIdx.y, stage = p.stage[0], next = min(stage + 1, p.stages - 1);
+    const float *row = row_of(p, stage, image), *next_row = row_of(p, next, image);
+    Len at = (Len)image * len + e;
+
+    if (e == 0) {
+        for (Word copy = 0; copy <= p.guided; copy++) {
+            Len i = (Len)copy * p.n + image;
+            if (p.label_is_index) ((Word *)p.label)[i] = (Word)next_row[LABEL];
+            else ((float *)p.label)[i] = next_row[LABEL];
+        }
+    }
+
+    Group prediction = predict(p, image, e, count, row[GUIDANCE]);
+    Group x = load(p.slots[(Word)row[INPUT_SLOT]] + at, count), x0, eps, z = {0, 0, 0, 0};
+#pragma unroll
+    for (int k = 0; k < GROUP; k++) {
+        x0[k] = row[X0_STATE] * x[k] + row[X0_PREDICTION] * prediction[k];
+        eps[k] = row[EPS_STATE] * x[k] + row[EPS_PREDICTION] * prediction[k];
+    }
+    float clip = p.threshold ? p.threshold[image] : row[CLIP];
+#pragma unroll
+    for (int k = 0; k < GROUP; k++) {
+        x0[k] = clamp(x0[k], -clip, clip);
+        if (p.threshold) x0[k] = x0[k] / clip;
+    }
+
+    const float *c[2] = {row + OUTPUT, row + OUTPUT + COEFFICIENTS};
+    float target[2] = {row[TARGET], row[TARGET + 1]};
+    if ((target[0] >= 0.0f && c[0][OF_NOISE] != 0.0f) || (target[1] >= 0.0f && c[1][OF_NOISE] != 0.0f)) {
+        z = p.noise ? load(p.noise + at, count)
+                    : normals(p.keys + image * 4, SAMPLE_STEP, (Word)row[DRAW], (Word)(e / GROUP));
+    }
+    Group sums[2] = {{0, 0, 0, 0}, {0, 0, 0, 0}};
+#pragma unroll
+    for (int k = 0; k < 2; k++) {
+        if (target[k] < 0.0f) continue;
+        for (Word j = 0; j < p.slot_count; j++) {
+            if (c[k][j] != 0.0f) axpy(sums[k], c[k][j], load(p.slots[j] + at, count));
+        }
+        axpy(sums[k], c[k][OF_X0], x0);
+        axpy(sums[k], c[k][OF_EPS], eps);
+        axpy(sums[k], c[k][OF_NOISE], z);
+    }
+#pragma unroll
+    for (int k = 0; k < 2; k++) {
+        if (target[k] >= 0.0f) store(p.slots[(Word)target[k]] + at, sums[k], count);
+    }
+    if (p.input) {
+        float scale = next_row[INPUT_SCALE];
+        Group v = load(p.slots[(Word)next_row[INPUT_SLOT]] + at, count);
+#pragma unroll
+        for (int k = 0; k < GROUP; k++) v[k] = scale * v[k];
+        for (Word copy = 0; copy <= p.guided; copy++) {
+            store(p.input + (Len)copy * p.n * len + at, v, count);
+        }
+    }
+}
+
+/// Calls f(bits of |x_0|) for this thread's elements of an image.
+template <class F> INLINE void each_magnitude(const SamplerStep &p, Word image, const float *row, F f) {
+    Len len = (Len)p.spatial * p.channels;
+    const float *x = p.slots[(Word)row[INPUT_SLOT]] + (Len)image * len;
+    for (Len e = (Len)threadIdx.x * GROUP; e < len; e += 256 * GROUP) {
+        int count = group_count(e, len);
+        Group v = load(x + e, count), prediction = predict(p, image, e, count, row[GUIDANCE]);
+        for (int k = 0; k < count; k++) {
+            float x0 = row[X0_STATE] * v[k] + row[X0_PREDICTION] * prediction[k];
+            f(__float_as_uint(fabsf(x0)));
+        }
+    }
+}
+
+ENTRY(sampler_quantile_f32, SamplerQuantile, 256) {
+    __shared__ Word counts[2048];
+    __shared__ Word prefix, below, equal, smallest;
+    const SamplerStep &s = p.step;
+    Word image = blockIdx.x;
+    const float *row = row_of(s, s.stage[0], image);
+    Len len = (Len)s.spatial * s.channels;
+    // As torch.quantile: rank and interpolation in f32.
+    float rank = p.ratio * (float)(len - 1);
+    Word k = (Word)rank;
+    float weight = rank - floorf(rank);
+    if (threadIdx.x == 0) {
+        prefix = 0;
+        below = 0;
+        smallest = 0xffffffffu;
+    }
+    int known = 0;
+    for (int pass = 0; pass < 3; pass++) {
+        int bits = pass < 2 ? 11 : 10, shift = 32 - known - bits;
+        for (int i = threadIdx.x; i < 2048; i += 256) counts[i] = 0;
+        __syncthreads();
+        Word high = prefix;
+        each_magnitude(s, image, row, [&](Word value) {
+            if (known == 0 || value >> (32 - known) == high) {
+                atomicAdd(&counts[(value >> shift) & ((1u << bits) - 1)], 1u);
+            }
+        });
+        __syncthreads();
+        if (threadIdx.x == 0) {
+            Word digit = 0;
+            while (below + counts[digit] <= k) below += counts[digit++];
+            equal = counts[digit];
+            prefix = prefix << bits | digit;
+        }
+        known += bits;
+        __syncthreads();
+    }
+    Word low = prefix, not_above = below + equal;
+    float quantile = __uint_as_float(low);
+    if (weight != 0.0f && not_above <= k + 1) {
+        // The next larger value.
+        each_magnitude(s, image, row, [&](Word value) {
+            if (value > low) atomicMin(&smallest, value);
+        });
+        __syncthreads();
+        float high = __uint_as_float(smallest), gap = high - quantile;
+        quantile = weight < 0.5f ? quantile + weight * gap : high - gap * (1.0f - weight);
+    }
+    if (threadIdx.x == 0) {
+        quantile = quantile > 1.0f ? quantile : 1.0f;
+        p.threshold[image] = quantile < p.max ? quantile : p.max;
+    }
+}

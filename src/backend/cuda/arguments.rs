@@ -1,0 +1,136 @@
+//! One node being executed: the device addresses of its operands, and launches in
+//! its name.
+#![allow(unsafe_code)] // Launches on addresses from the memory plan.
+
+use super::device::Device;
+use super::entries::Entry;
+use crate::backend::Program;
+use crate::error::Result;
+use crate::plan::{DType, Mode, Node, TensorId};
+
+/// Number of arenas.
+pub(super) const SPACES: usize = 7;
+
+/// A node's operands by position, as addresses, and its launches.
+///
+/// Tensors that are alive at the same time have disjoint bytes, and a node never
+/// lists a tensor both as input and as output; [`Program::new`] checks both.
+pub struct Call<'a> {
+    device: &'a Device,
+    program: &'a Program,
+    node: &'a Node,
+    /// Address and size of each arena, by `Space as usize`.
+    arenas: [(u64, usize); SPACES],
+    /// Where kernels report an index outside its table.
+    bad_index: *mut u32,
+}
+
+impl<'a> Call<'a> {
+    pub(super) fn new(
+        device: &'a Device,
+        program: &'a Program,
+        node: &'a Node,
+        arenas: [(u64, usize); SPACES],
+        bad_index: *mut u32,
+    ) -> Self {
+        Call { device, program, node, arenas, bad_index }
+    }
+
+    /// The device, for its limits.
+    pub fn device(&self) -> &Device {
+        self.device
+    }
+
+    pub(super) fn address(&self, id: TensorId, dtype: DType) -> (u64, usize) {
+        let tensor = self.program.plan.tensor(id);
+        assert_eq!(tensor.dtype, dtype, "`{}`", tensor.name);
+        let (space, offset) = self.program.place(id);
+        let (base, bytes) = self.arenas[space as usize];
+        assert!(offset + tensor.bytes() <= bytes, "`{}` lies outside its arena", tensor.name);
+        (base + offset as u64, tensor.len())
+    }
+
+    fn read(&self, i: usize, dtype: DType) -> Option<u64> {
+        let id = self.node.inputs.get(i).copied().flatten()?;
+        Some(self.address(id, dtype).0)
+    }
+
+    /// f32 input at position `i`; null where it is absent.
+    pub fn optional(&self, i: usize) -> *const f32 {
+        self.read(i, DType::F32).map_or(std::ptr::null(), |a| a as *const f32)
+    }
+
+    /// f32 input at position `i`, which the op requires.
+    pub fn input(&self, i: usize) -> *const f32 {
+        self.read(i, DType::F32).expect("required input of an op") as *const f32
+    }
+
+    /// u32 input at position `i`; null where it is absent.
+    pub fn optional_u32(&self, i: usize) -> *const u32 {
+        self.read(i, DType::U32).map_or(std::ptr::null(), |a| a as *const u32)
+    }
+
+    /// u32 input at position `i`, which the op requires.
+    pub fn input_u32(&self, i: usize) -> *const u32 {
+        self.read(i, DType::U32).expect("required input of an op") as *const u32
+    }
+
+    /// Output at position `i` and 1 where it is added to; `None` when it is skipped.
+    pub fn output(&self, i: usize) -> Option<(*mut f32, u32)> {
+        let write = self.node.output_write(i)?;
+        let (address, _) = self.address(write.tensor, DType::F32);
+        Some((address as *mut f32, u32::from(write.mode == Mode::Add)))
+    }
+
+    /// Output at position `i` and 1 where it is added to, of an op that is only run
+    /// for it.
+    pub fn required(&self, i: usize) -> (*mut f32, u32) {
+        self.output(i).expect("required output of an op")
+    }
+
+    /// Output at position `i`, overwritten or changed in place.
+    pub fn written(&self, i: usize) -> *mut f32 {
+        self.required(i).0
+    }
+
+    /// u32 output at position `i`, overwritten.
+    pub fn written_u32(&self, i: usize) -> *mut u32 {
+        let id = self.node.output(i).expect("required output of an op");
+        self.address(id, DType::U32).0 as *mut u32
+    }
+
+    /// The node's scratch memory, of [`lower::workspace_len`](super::lower) floats.
+    pub fn workspace(&self) -> *mut f32 {
+        match self.node.workspace {
+            Some(id) => self.address(id, DType::F32).0 as *mut f32,
+            None => std::ptr::null_mut(),
+        }
+    }
+
+    /// A word that is 0 until a kernel writes 1 + the image whose index lies outside
+    /// its table.
+    pub fn bad_index(&self) -> *mut u32 {
+        self.bad_index
+    }
+
+    /// Launches a kernel of this node; see [`Device::launch`].
+    pub fn launch<P>(
+        &self,
+        entry: &Entry<P>,
+        grid: [usize; 3],
+        shared_bytes: u32,
+        params: &P,
+    ) -> Result<()> {
+        // SAFETY: the addresses come from this call, whose tensors lie inside their
+        // arenas; the arenas outlive the stream's work, which frees wait for.
+        unsafe { self.device.launch(self.node.op.name(), entry, grid, shared_bytes, params) }
+    }
+}
+
+/// Elements that a thread of an elementwise kernel handles, as in common.cuh.
+const GROUP: usize = 4;
+
+/// Grid of an elementwise kernel over `len` elements, `rows` times.
+pub(super) fn groups<P>(entry: &Entry<P>, len: usize, rows: usize) -> [usize; 3] {
+    [len.div_ceil(GROUP * entry.threads as usize), rows, 1]
+}

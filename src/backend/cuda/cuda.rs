@@ -1,0 +1,199 @@
+//! [`Cuda`]: arenas on a device, and the [`Backend`] trait over them.
+
+use std::cell::Cell;
+use std::sync::Arc;
+
+use super::arguments::{Call, SPACES, groups};
+use super::device::Device;
+use super::entries::{CHECK_F32, params};
+use super::memory::Memory;
+use super::{execute, lower};
+use crate::backend::{Arenas, Backend, Buffer, DeviceInfo, Program};
+use crate::error::{Error, Result};
+use crate::ops::Op;
+use crate::plan::{DType, Node, Plan, Space, TensorId};
+
+/// Executes plans on a CUDA device.
+pub struct Cuda {
+    device: Arc<Device>,
+    buffers: Vec<Option<Memory>>,
+    /// Words that kernels report through; see [`flag`].
+    flags: Memory,
+    /// Rows of the table of the last lookup since the flag was read.
+    looked_up: Cell<Option<usize>>,
+}
+
+/// Words of [`Cuda::flags`].
+mod flag {
+    /// A value was not finite.
+    pub const NOT_FINITE: usize = 0;
+    /// 1 + the image whose index lay outside its table.
+    pub const BAD_INDEX: usize = 1;
+    /// Words.
+    pub const COUNT: usize = 2;
+}
+
+/// All arenas.
+const ALL_SPACES: [Space; SPACES] = [
+    Space::Parameters,
+    Space::Gradients,
+    Space::FirstMoments,
+    Space::SecondMoments,
+    Space::Average,
+    Space::Packed,
+    Space::Activations,
+];
+
+impl Cuda {
+    /// The backend on device `ordinal`.
+    pub fn new(ordinal: usize) -> Result<Self> {
+        Cuda::on(Device::open(ordinal)?)
+    }
+
+    /// The backend on an open device, whose loaded kernels it shares.
+    pub fn on(device: Arc<Device>) -> Result<Self> {
+        let flags = device.allocate(4 * flag::COUNT, "flags")?;
+        Ok(Cuda { device, buffers: Vec::new(), flags, looked_up: Cell::new(None) })
+    }
+
+    /// The device.
+    pub fn device(&self) -> &Arc<Device> {
+        &self.device
+    }
+
+    fn memory(&self, buffer: &Buffer) -> &Memory {
+        self.buffers[buffer.id].as_ref().expect("buffer in use")
+    }
+
+    /// Address and size of each arena, by `Space as usize`.
+    fn arenas(&self, arenas: &Arenas) -> [(u64, usize); SPACES] {
+        let mut all = [(0, 0); SPACES];
+        for space in ALL_SPACES {
+            if let Some(buffer) = arenas.get(space) {
+                all[space as usize] = (self.memory(buffer).address(), buffer.bytes);
+            }
+        }
+        all
+    }
+
+    fn execute(&self, program: &Program, nodes: &[Node], arenas: &Arenas) -> Result<()> {
+        self.device.bind()?;
+        let arenas = self.arenas(arenas);
+        nodes.iter().try_for_each(|node| {
+            execute::execute(&node.op, Some(&self.call(program, node, arenas)))
+        })
+    }
+
+    fn call<'a>(
+        &'a self,
+        program: &'a Program,
+        node: &'a Node,
+        arenas: [(u64, usize); SPACES],
+    ) -> Call<'a> {
+        if let Op::Lookup(op) | Op::LookupBackward(op) = &node.op {
+            self.looked_up.set(Some(op.rows));
+        }
+        let bad_index = self.flags.address() as *mut u32;
+        Call::new(&self.device, program, node, arenas, bad_index.wrapping_add(flag::BAD_INDEX))
+    }
+
+    /// Reads a flag, and clears it where it was set.
+    fn take_flag(&self, index: usize) -> Result<u32> {
+        let mut word = [0; 4];
+        self.device.download(&self.flags, 4 * index, &mut word)?;
+        if word != [0; 4] {
+            self.device.upload(&self.flags, 4 * index, &[0; 4])?;
+        }
+        Ok(u32::from_le_bytes(word))
+    }
+
+    /// Whether a tensor holds no NaN and no infinity.
+    fn is_finite(&self, call: &Call, len: usize, x: *const f32) -> Result<bool> {
+        let found = (self.flags.address() as *mut u32).wrapping_add(flag::NOT_FINITE);
+        let params = params::Check { found, x, len: len as i64 };
+        call.launch(&CHECK_F32, groups(&CHECK_F32, len, 1), 0, &params)?;
+        Ok(self.take_flag(flag::NOT_FINITE)? == 0)
+    }
+
+    /// Reports an index outside its table, if a lookup since the last time met one.
+    fn check_lookups(&self) -> Result<()> {
+        let Some(rows) = self.looked_up.take() else { return Ok(()) };
+        match self.take_flag(flag::BAD_INDEX)? {
+            0 => Ok(()),
+            image => Err(Error::Usage(format!(
+                "the class of image {} is out of range: the table has rows 0..{rows}",
+                image - 1
+            ))),
+        }
+    }
+}
+
+impl Backend for Cuda {
+    fn info(&self) -> DeviceInfo {
+        let (major, minor) = self.device.capability();
+        DeviceInfo {
+            name: format!("cuda:{}", self.device.ordinal()),
+            description: format!(
+                "{}, compute capability {major}.{minor}, driver for CUDA {}",
+                self.device.name(),
+                self.device.driver_version()
+            ),
+            memory_bytes: self.device.memory().map_or(0, |(free, _)| free as u64),
+            threads: 1,
+        }
+    }
+
+    fn lower(&self, plan: Plan) -> Result<Program> {
+        lower::lower(plan)
+    }
+
+    fn allocate(&mut self, bytes: usize, what: &str) -> Result<Buffer> {
+        self.buffers.push(Some(self.device.allocate(bytes, what)?));
+        Ok(Buffer { id: self.buffers.len() - 1, bytes })
+    }
+
+    fn free(&mut self, buffer: Buffer) {
+        self.buffers[buffer.id] = None;
+    }
+
+    fn upload(&mut self, buffer: &Buffer, offset: usize, bytes: &[u8]) -> Result<()> {
+        self.device.upload(self.memory(buffer), offset, bytes)
+    }
+
+    fn download(&mut self, buffer: &Buffer, offset: usize, bytes: &mut [u8]) -> Result<()> {
+        self.device.download(self.memory(buffer), offset, bytes)?;
+        self.check_lookups()
+    }
+
+    fn refresh(&mut self, program: &Program, arenas: &Arenas) -> Result<()> {
+        self.execute(program, &program.prologue, arenas)
+    }
+
+    fn run(&mut self, program: &Program, arenas: &Arenas) -> Result<()> {
+        self.execute(program, &program.plan.nodes, arenas)
+    }
+
+    fn run_checked(&mut self, program: &Program, arenas: &Arenas) -> Result<Option<TensorId>> {
+        self.device.bind()?;
+        let arenas = self.arenas(arenas);
+        for node in &program.plan.nodes {
+            let call = self.call(program, node, arenas);
+            execute::execute(&node.op, Some(&call))?;
+            for write in node.outputs.iter().flatten() {
+                if program.plan.tensor(write.tensor).dtype != DType::F32 {
+                    continue;
+                }
+                let (address, len) = call.address(write.tensor, DType::F32);
+                if !self.is_finite(&call, len, address as *const f32)? {
+                    return Ok(Some(write.tensor));
+                }
+            }
+        }
+        Ok(None)
+    }
+
+    fn synchronize(&mut self) -> Result<()> {
+        self.device.synchronize()?;
+        self.check_lookups()
+    }
+}

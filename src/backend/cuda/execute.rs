@@ -1,0 +1,61 @@
+//! Executes one node: the exhaustive match over [`Op`], so that a forgotten op does
+//! not compile.
+
+use super::arguments::Call;
+use super::{
+    broadcast, concat, dropout, embedding, loss, noising, optimizer, pointwise, resample,
+    sampler_step,
+};
+use crate::error::{Error, Result};
+use crate::ops::Op;
+
+/// Launches an op's kernels. Without a call launches nothing and only says whether
+/// there are kernels.
+pub(super) fn execute(op: &Op, call: Option<&Call>) -> Result<()> {
+    /// Runs the launcher where there is a call.
+    fn with<T>(call: Option<&Call>, op: &T, f: impl Fn(&T, &Call) -> Result<()>) -> Result<()> {
+        call.map_or(Ok(()), |call| f(op, call))
+    }
+    match op {
+        Op::Activate(op) => with(call, op, pointwise::activate),
+        Op::ActivateBackward(op) => with(call, op, pointwise::activate_backward),
+        Op::Add(op) => with(call, op, pointwise::add),
+        Op::Scale(op) => with(call, op, pointwise::scale),
+        Op::ScaleRows(op) => with(call, op, pointwise::scale_rows),
+        Op::AddPerImage(op) => with(call, op, broadcast::add_per_image),
+        Op::SumPerImage(op) => with(call, op, broadcast::sum_per_image),
+        Op::Concat(op) => with(call, op, concat::concat),
+        Op::ConcatBackward(op) => with(call, op, concat::concat_backward),
+        Op::Resample(op) => with(call, op, resample::resample),
+        Op::ResampleBackward(op) => with(call, op, resample::resample_backward),
+        Op::SinusoidalEmbedding(op) => with(call, op, embedding::sinusoidal),
+        Op::FourierEmbedding(op) => with(call, op, embedding::fourier),
+        Op::Lookup(op) => with(call, op, embedding::lookup),
+        Op::LookupBackward(op) => with(call, op, embedding::lookup_backward),
+        Op::Dropout(op) | Op::DropoutBackward(op) => with(call, op, dropout::dropout),
+        Op::SamplerQuantile(op) => with(call, op, sampler_step::sampler_quantile),
+        Op::SamplerStep(op) => with(call, op, sampler_step::sampler_step),
+        Op::Noising(op) => with(call, op, noising::noising),
+        Op::Loss(op) => with(call, op, loss::loss),
+        Op::LossBackward(op) => with(call, op, loss::loss_backward),
+        Op::GlobalNorm(op) => with(call, op, optimizer::global_norm),
+        Op::AdamW(op) => with(call, op, optimizer::adamw),
+        Op::Conv2d(_)
+        | Op::Conv2dBackwardData(_)
+        | Op::Conv2dBackwardWeight(_)
+        | Op::Linear(_)
+        | Op::LinearBackwardData(_)
+        | Op::LinearBackwardWeight(_)
+        | Op::Norm(_)
+        | Op::NormBackward(_)
+        | Op::Attention(_)
+        | Op::AttentionBackward(_)
+        | Op::PackWeight(_) => Err(missing(op)),
+    }
+}
+
+/// The op has no kernel yet.
+fn missing(op: &Op) -> Error {
+    let problem = format!("no CUDA kernel yet for the operation {}; use --device cpu", op.name());
+    Error::Device { device: "cuda".into(), problem }
+}

@@ -1,0 +1,31 @@
+//! From a plan to what the GPU executes: dropped copies, scratch memory.
+
+use super::execute::execute;
+use super::optimizer;
+use crate::backend::Program;
+use crate::error::Result;
+use crate::ops::Op;
+use crate::plan::{DType, Node, Plan, Role};
+
+/// Lowers a plan for CUDA; refuses it where an op has no kernel.
+pub(super) fn lower(mut plan: Plan) -> Result<Program> {
+    plan.nodes.iter().try_for_each(|node| execute(&node.op, None))?;
+    plan.drop_copies();
+    for i in 0..plan.nodes.len() {
+        let len = workspace_len(&plan.nodes[i]);
+        if len > 0 {
+            let tensor =
+                plan.activation(format!("workspace.{i}"), &[len], DType::F32, Role::Transient);
+            plan.nodes[i].workspace = Some(tensor);
+        }
+    }
+    Ok(Program::new(plan, Vec::new()))
+}
+
+/// Floats of scratch memory that a node needs.
+fn workspace_len(node: &Node) -> usize {
+    match &node.op {
+        Op::GlobalNorm(op) => optimizer::norm_workspace_len(op),
+        _ => 0,
+    }
+}

@@ -1,0 +1,53 @@
+//! Launches of `kernels/sampler_step.cu`.
+
+use super::arguments::{Call, groups};
+use super::entries::{SAMPLER_QUANTILE_F32, SAMPLER_STEP_F32, params};
+use crate::error::Result;
+use crate::ops::sampler_step::{SamplerQuantile, SamplerStep};
+
+/// What step and quantile are both told: sizes, prediction, table, stage.
+fn sizes(op: &SamplerStep, call: &Call) -> params::SamplerStep {
+    params::SamplerStep {
+        prediction: call.input(0),
+        table: call.input(1),
+        stage: call.input_u32(2),
+        n: op.n as u32,
+        spatial: op.spatial as u32,
+        channels: op.channels as u32,
+        prediction_channels: op.prediction_channels as u32,
+        slot_count: op.slots as u32,
+        stages: op.stages as u32,
+        per_image: u32::from(op.per_image),
+        guided: u32::from(op.guided),
+        label_is_index: u32::from(op.label_is_index),
+        ..Default::default()
+    }
+}
+
+pub(super) fn sampler_step(op: &SamplerStep, call: &Call) -> Result<()> {
+    let mut params = sizes(op, call);
+    params.keys = call.input_u32(3);
+    params.noise = call.optional(4);
+    params.threshold = call.optional(5);
+    params.label = match op.label_is_index {
+        true => call.written_u32(0).cast(),
+        false => call.written(0).cast(),
+    };
+    params.input = call.output(1).map_or(std::ptr::null_mut(), |(input, _)| input);
+    for (j, slot) in params.slots.iter_mut().take(op.slots).enumerate() {
+        *slot = call.written(2 + j);
+    }
+    let entry = &SAMPLER_STEP_F32;
+    call.launch(entry, groups(entry, op.len(), op.n), 0, &params)
+}
+
+pub(super) fn sampler_quantile(op: &SamplerQuantile, call: &Call) -> Result<()> {
+    let mut step = sizes(&op.step, call);
+    for (j, slot) in step.slots.iter_mut().take(op.step.slots).enumerate() {
+        // Only read by this kernel.
+        *slot = call.input(3 + j).cast_mut();
+    }
+    let threshold = call.written(0);
+    let params = params::SamplerQuantile { threshold, step, ratio: op.ratio, max: op.max };
+    call.launch(&SAMPLER_QUANTILE_F32, [op.step.n, 1, 1], 0, &params)
+}
