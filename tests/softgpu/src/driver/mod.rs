@@ -280,3 +280,14 @@ pub unsafe extern "C" fn softgpu_report(buffer: *mut u8, len: usize) -> usize {
     // SAFETY: forwarded.
     unsafe { give_text(&text, buffer, len) }
 }
+
+/// Takes this order of blocks, warps and streams from now on, as SOFTGPU_SEED does from the start;
+/// for tests that load the library. Nothing happens before the driver is initialised.
+#[unsafe(no_mangle)]
+pub extern "C" fn softgpu_set_seed(seed: u64) {
+    if let Ok(mut slot) = DRIVER.lock()
+        && let Some(driver) = slot.as_mut()
+    {
+        driver.gpu.settings.seed = seed;
+    }
+}
