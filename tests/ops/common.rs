@@ -9,8 +9,12 @@
 //! its central differences, starting from memory full of NaN; then that add mode
 //! adds, that nothing else was written, that narrower vector instructions agree
 //! to rounding, and that threads, a second run and the
-//! rest of the batch change no bits. [`Machine`] is the level below, for ops
-//! that do not fit a case.
+//! rest of the batch change no bits; then the same on CUDA, where the kernels are
+//! built in, in several orders of blocks and warps. [`Machine`] is the level below,
+//! for ops that do not fit a case; a test that uses it runs on CUDA as well inside
+//! [`on_every_backend`].
+
+use std::cell::Cell;
 
 use langevin::Result;
 use langevin::backend::cpu::Cpu;
@@ -19,6 +23,8 @@ use langevin::backend::{Arenas, Backend, Program};
 use langevin::plan::{
     DType, DiskLayout, Init, Mode, Plan, Role, Space, TensorId, Wrt, memory::ALIGNMENT,
 };
+
+use super::gpu;
 
 /// What memory holds before a test writes to it: a NaN with a payload of its own.
 const SENTINEL: u32 = 0x7fc5_a5a5;
@@ -65,9 +71,39 @@ pub fn assert_same_bits(what: &str, found: &[f32], expected: &[f32]) {
     }
 }
 
+/// Where machines are made.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Target {
+    Cpu,
+    Cuda,
+}
+
+thread_local! {
+    static TARGET: Cell<Target> = const { Cell::new(Target::Cpu) };
+}
+
+/// Runs `test` on CUDA, whatever number of threads it asks for.
+fn on_cuda(test: impl FnOnce()) {
+    TARGET.set(Target::Cuda);
+    test();
+    TARGET.set(Target::Cpu);
+}
+
+/// Runs `test` on the CPU, then on CUDA in several orders of blocks and warps,
+/// where the kernels are built in.
+pub fn on_every_backend(test: impl Fn()) {
+    test();
+    if gpu::backend().is_some() {
+        for seed in 0..gpu::SEEDS {
+            gpu::set_seed(seed);
+            on_cuda(&test);
+        }
+    }
+}
+
 /// A lowered plan in memory of its own, every byte of it a sentinel at first.
 pub struct Machine {
-    cpu: Cpu,
+    backend: Box<dyn Backend>,
     /// What runs.
     pub program: Program,
     arenas: Arenas,
@@ -81,8 +117,11 @@ impl Machine {
 
     /// The same with at most these vector instructions.
     pub fn with_isa(plan: Plan, threads: usize, isa: Isa) -> Self {
-        let mut cpu = Cpu::with_isa(threads, isa);
-        let program = cpu.lower(plan).expect("the plan lowers");
+        let mut backend: Box<dyn Backend> = match TARGET.get() {
+            Target::Cpu => Box::new(Cpu::with_isa(threads, isa)),
+            Target::Cuda => gpu::backend().expect("found before"),
+        };
+        let program = backend.lower(plan).expect("the plan lowers");
         let spaces = [
             Space::Parameters,
             Space::Gradients,
@@ -103,10 +142,10 @@ impl Machine {
                 Space::Activations => (&mut arenas.activations, program.memory.activation_bytes),
             };
             // One line more, to see writes past the end.
-            let buffer = cpu.allocate(needed + ALIGNMENT, "a test").expect("memory");
+            let buffer = backend.allocate(needed + ALIGNMENT, "a test").expect("memory");
             *slot = Some(buffer);
         }
-        let mut machine = Machine { cpu, program, arenas };
+        let mut machine = Machine { backend, program, arenas };
         for space in spaces.into_iter().chain([Space::Packed, Space::Activations]) {
             machine.fill(space, f32::from_bits(SENTINEL));
         }
@@ -117,7 +156,7 @@ impl Machine {
     pub fn fill(&mut self, space: Space, value: f32) {
         let buffer = self.arenas.get(space).expect("allocated");
         let bytes = value.to_le_bytes().repeat(buffer.bytes / 4);
-        self.cpu.upload(buffer, 0, &bytes).expect("upload");
+        self.backend.upload(buffer, 0, &bytes).expect("upload");
     }
 
     /// Copies f32 values into a tensor.
@@ -131,7 +170,7 @@ impl Machine {
         let (space, offset) = self.program.place(id);
         let bytes: Vec<u8> = values.iter().flat_map(|v| v.to_le_bytes()).collect();
         let buffer = self.arenas.get(space).expect("allocated");
-        self.cpu.upload(buffer, offset, &bytes).expect("upload");
+        self.backend.upload(buffer, offset, &bytes).expect("upload");
     }
 
     /// The values of a tensor.
@@ -144,16 +183,16 @@ impl Machine {
     fn download_range(&mut self, space: Space, offset: usize, len: usize) -> Vec<f32> {
         let mut bytes = vec![0; len * 4];
         let buffer = self.arenas.get(space).expect("allocated");
-        self.cpu.download(buffer, offset, &mut bytes).expect("download");
+        self.backend.download(buffer, offset, &mut bytes).expect("download");
         let word = |b: &[u8]| f32::from_le_bytes(b.try_into().expect("four bytes"));
         bytes.chunks_exact(4).map(word).collect()
     }
 
     /// Runs the prologue and the plan.
     pub fn try_run(&mut self) -> Result<()> {
-        self.cpu.refresh(&self.program, &self.arenas)?;
-        self.cpu.run(&self.program, &self.arenas)?;
-        self.cpu.synchronize()
+        self.backend.refresh(&self.program, &self.arenas)?;
+        self.backend.run(&self.program, &self.arenas)?;
+        self.backend.synchronize()
     }
 
     /// Runs the prologue and the plan, which must succeed.
@@ -317,6 +356,27 @@ pub struct Case<'a> {
     build: Build<'a>,
 }
 
+/// The tensors of a case's operands.
+fn operands(plan: &mut Plan, inputs: &[Input]) -> Vec<TensorId> {
+    inputs
+        .iter()
+        .enumerate()
+        .map(|(i, input)| {
+            let name = format!("operand_{i}");
+            let dtype = match input.data {
+                Data::F32(_) => DType::F32,
+                Data::U32(_) => DType::U32,
+            };
+            if input.parameter {
+                let (layout, init) = (DiskLayout::Same, Init::Constant(0.0));
+                plan.parameter(&name, &input.shape, layout, init, true)
+            } else {
+                plan.activation(name, &input.shape, dtype, Role::State)
+            }
+        })
+        .collect()
+}
+
 /// Output and gradients (by input) of one run.
 pub struct Outcome {
     /// The op's output.
@@ -346,23 +406,7 @@ impl<'a> Case<'a> {
         before: Option<&Outcome>,
     ) -> Outcome {
         let mut plan = Plan::new();
-        let tensors: Vec<TensorId> = inputs
-            .iter()
-            .enumerate()
-            .map(|(i, input)| {
-                let name = format!("operand_{i}");
-                let dtype = match input.data {
-                    Data::F32(_) => DType::F32,
-                    Data::U32(_) => DType::U32,
-                };
-                if input.parameter {
-                    let (layout, init) = (DiskLayout::Same, Init::Constant(0.0));
-                    plan.parameter(&name, &input.shape, layout, init, true)
-                } else {
-                    plan.activation(name, &input.shape, dtype, Role::State)
-                }
-            })
-            .collect();
+        let tensors = operands(&mut plan, inputs);
         let y = (self.build)(&mut plan, &tensors);
         plan.keep(y);
         let shape = plan.shape(y).to_vec();
@@ -427,27 +471,82 @@ impl<'a> Case<'a> {
         self.check_add_mode(&outcome);
         self.check_bits(&outcome);
         self.check_instruction_sets(&outcome, terms);
+        if self.has_kernels() {
+            on_cuda(|| self.check_cuda(&outcome, terms, &expected));
+        }
+    }
+
+    /// Whether CUDA is built in and has a kernel for the op.
+    fn has_kernels(&self) -> bool {
+        let Some(backend) = gpu::backend() else { return false };
+        let mut plan = Plan::new();
+        let tensors = operands(&mut plan, &self.inputs);
+        (self.build)(&mut plan, &tensors);
+        let lowered = backend.lower(plan);
+        if let Err(error) = &lowered {
+            eprintln!("SKIPPED on CUDA: {error}");
+        }
+        lowered.is_ok()
+    }
+
+    /// The same on CUDA: the output against the reference, the gradients against the
+    /// CPU's, each run in another order of blocks and warps.
+    #[track_caller]
+    fn check_cuda(&self, cpu: &Outcome, terms: Terms, expected: &[f64]) {
+        gpu::set_seed(0);
+        let outcome = self.run(1, None);
+        assert_close("output on CUDA", &outcome.output, expected, rounding(terms.forward), 0.0);
+        self.check_gradients_of(&outcome, cpu, terms, &|i| {
+            format!("gradient by operand {i} on CUDA")
+        });
+        gpu::set_seed(1);
+        self.check_add_mode(&outcome);
+        for seed in 2..gpu::SEEDS {
+            gpu::set_seed(seed);
+            let again = self.run(1, None);
+            assert_same_bits("output of a second run", &again.output, &outcome.output);
+            for (a, b) in again.gradients.iter().zip(&outcome.gradients) {
+                if let (Some(a), Some(b)) = (a, b) {
+                    assert_same_bits("gradient of a second run", a, b);
+                }
+            }
+        }
+        self.check_images(&outcome);
+    }
+
+    /// Gradients against those of another run, to rounding.
+    #[track_caller]
+    fn check_gradients_of(
+        &self,
+        outcome: &Outcome,
+        other: &Outcome,
+        terms: Terms,
+        what: &dyn Fn(usize) -> String,
+    ) {
+        let wide = |v: &[f32]| v.iter().map(|&v| f64::from(v)).collect::<Vec<f64>>();
+        let magnitude = |g: &Vec<f32>| g.iter().fold(0f64, |m, &v| m.max(f64::from(v).abs()));
+        let largest = other.gradients.iter().flatten().map(magnitude).fold(0.0, f64::max);
+        for (i, (a, b)) in outcome.gradients.iter().zip(&other.gradients).enumerate() {
+            if let (Some(a), Some(b)) = (a, b) {
+                let tolerance = rounding(terms.backward);
+                assert_close(&what(i), a, &wide(b), tolerance, 1e-6 * largest / tolerance);
+            }
+        }
     }
 
     /// Narrower vector instructions agree to rounding.
     #[track_caller]
     fn check_instruction_sets(&self, outcome: &Outcome, terms: Terms) {
         let wide = |v: &[f32]| v.iter().map(|&v| f64::from(v)).collect::<Vec<f64>>();
-        let magnitude = |g: &Vec<f32>| g.iter().fold(0f64, |m, &v| m.max(f64::from(v).abs()));
-        let largest = outcome.gradients.iter().flatten().map(magnitude).fold(0.0, f64::max);
         for isa in Isa::available().filter(|&isa| isa < Isa::detect()) {
             let upstream = |len: usize| values(99, len);
             let narrow = self.run_with(&self.inputs, &upstream, (2, isa), None);
             let what = format!("output with {isa:?}");
             let tolerance = rounding(terms.forward);
             assert_close(&what, &narrow.output, &wide(&outcome.output), tolerance, 0.0);
-            for (i, (a, b)) in narrow.gradients.iter().zip(&outcome.gradients).enumerate() {
-                if let (Some(a), Some(b)) = (a, b) {
-                    let what = format!("gradient by operand {i} with {isa:?}");
-                    let tolerance = rounding(terms.backward);
-                    assert_close(&what, a, &wide(b), tolerance, 1e-6 * largest / tolerance);
-                }
-            }
+            self.check_gradients_of(&narrow, outcome, terms, &|i| {
+                format!("gradient by operand {i} with {isa:?}")
+            });
         }
     }
 
@@ -524,6 +623,12 @@ impl<'a> Case<'a> {
                 }
             }
         }
+        self.check_images(outcome);
+    }
+
+    /// The rest of the batch changes no bits of an image's output and gradients.
+    #[track_caller]
+    fn check_images(&self, outcome: &Outcome) {
         let Some(n) = self.inputs.iter().find(|i| i.per_image).map(|i| i.shape[0]) else { return };
         if n == 1 {
             return;

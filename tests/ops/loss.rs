@@ -3,7 +3,7 @@
 use langevin::ops::noising::coefficient::{COLUMNS, TARGET_NOISE, TARGET_X0, WEIGHT};
 use langevin::plan::{DType, Mode, Plan, Role, TensorId, Wrt};
 
-use super::common::{Machine, assert_close, assert_same_bits, rounding, values};
+use super::common::{Machine, assert_close, assert_same_bits, on_every_backend, rounding, values};
 use super::noising::{keys, noise};
 
 struct Problem {
@@ -90,70 +90,84 @@ const SIZES: [(usize, usize); 6] = [(1, 1), (3, 35), (2, 1023), (2, 1024), (2, 1
 
 #[test]
 fn loss_matches_f64_with_and_without_noise() {
-    for (n, len) in SIZES {
-        for with_noise in [true, false] {
-            let problem = Problem::new(n, len, with_noise);
-            let prediction: Vec<f64> = problem.prediction.iter().map(|&v| v.into()).collect();
-            let [loss, _] = problem.run(0..n, 1, false);
-            assert_close("loss", &loss, &problem.reference(&prediction), rounding(2), 0.0);
+    on_every_backend(|| {
+        for (n, len) in SIZES {
+            for with_noise in [true, false] {
+                let problem = Problem::new(n, len, with_noise);
+                let prediction: Vec<f64> = problem.prediction.iter().map(|&v| v.into()).collect();
+                let [loss, _] = problem.run(0..n, 1, false);
+                assert_close("loss", &loss, &problem.reference(&prediction), rounding(2), 0.0);
+            }
         }
-    }
+    });
 }
 
 #[test]
 fn loss_backward_matches_finite_differences_of_the_scaled_sum() {
-    for (n, len) in SIZES {
-        for with_noise in [true, false] {
-            let problem = Problem::new(n, len, with_noise);
-            let [_, gradient] = problem.run(0..n, 1, false);
-            let mut x: Vec<f64> = problem.prediction.iter().map(|&v| v.into()).collect();
-            let h = 1e-4;
-            let (mut found, mut expected) = (Vec::new(), Vec::new());
-            for e in (0..n * len).step_by((n * len / 40).max(1)) {
-                let middle = x[e];
-                let mut objective = |v: f64| -> f64 {
-                    x[e] = v;
-                    f64::from(problem.scale) * problem.reference(&x).iter().sum::<f64>()
-                };
-                expected.push((objective(middle + h) - objective(middle - h)) / (2.0 * h));
-                x[e] = middle;
-                found.push(gradient[e]);
+    on_every_backend(|| {
+        for (n, len) in SIZES {
+            for with_noise in [true, false] {
+                let problem = Problem::new(n, len, with_noise);
+                let [_, gradient] = problem.run(0..n, 1, false);
+                let mut x: Vec<f64> = problem.prediction.iter().map(|&v| v.into()).collect();
+                let h = 1e-4;
+                let (mut found, mut expected) = (Vec::new(), Vec::new());
+                for e in (0..n * len).step_by((n * len / 40).max(1)) {
+                    let middle = x[e];
+                    let mut objective = |v: f64| -> f64 {
+                        x[e] = v;
+                        f64::from(problem.scale) * problem.reference(&x).iter().sum::<f64>()
+                    };
+                    expected.push((objective(middle + h) - objective(middle - h)) / (2.0 * h));
+                    x[e] = middle;
+                    found.push(gradient[e]);
+                }
+                assert_close("d_prediction", &found, &expected, rounding(3), 0.0);
             }
-            assert_close("d_prediction", &found, &expected, rounding(3), 0.0);
         }
-    }
+    });
 }
 
 #[test]
 fn loss_backward_adds_to_what_is_there() {
-    let problem = Problem::new(2, 600, true);
-    let [_, once] = problem.run(0..2, 1, false);
-    let [_, added] = problem.run(0..2, 1, true);
-    let expected: Vec<f64> = once.iter().map(|&v| f64::from(v) + 1.0).collect();
-    assert_close("d_prediction", &added, &expected, rounding(1), 0.0);
+    on_every_backend(|| {
+        let problem = Problem::new(2, 600, true);
+        let [_, once] = problem.run(0..2, 1, false);
+        let [_, added] = problem.run(0..2, 1, true);
+        let expected: Vec<f64> = once.iter().map(|&v| f64::from(v) + 1.0).collect();
+        assert_close("d_prediction", &added, &expected, rounding(1), 0.0);
+    });
 }
 
 #[test]
 fn an_image_of_weight_zero_has_no_loss_and_no_gradient() {
-    let mut problem = Problem::new(2, 100, true);
-    problem.coefficients[COLUMNS + WEIGHT] = 0.0;
-    let [loss, gradient] = problem.run(0..2, 1, false);
-    assert!(loss[0] > 0.0 && loss[1] == 0.0);
-    assert!(gradient[100..].iter().all(|&g| g == 0.0));
+    on_every_backend(|| {
+        let mut problem = Problem::new(2, 100, true);
+        problem.coefficients[COLUMNS + WEIGHT] = 0.0;
+        let [loss, gradient] = problem.run(0..2, 1, false);
+        assert!(loss[0] > 0.0 && loss[1] == 0.0);
+        assert!(gradient[100..].iter().all(|&g| g == 0.0));
+    });
 }
 
 #[test]
 fn threads_and_batches_change_no_bits_of_loss_and_gradient() {
-    let problem = Problem::new(3, 8195, true);
-    let [loss, gradient] = problem.run(0..3, 1, false);
-    for threads in [2, 3] {
-        let [again, gradient_again] = problem.run(0..3, threads, false);
-        assert_same_bits("loss", &again, &loss);
-        assert_same_bits("gradient", &gradient_again, &gradient);
-    }
-    for i in 0..3 {
-        let [alone, gradient_alone] = problem.run(i..i + 1, 2, false);
-        assert_same_bits("loss of one image", &alone, &loss[i..=i]);
-        assert_same_bits("gradient of one image", &gradient_alone, &gradient[i * 8195..][..8195]);
-    }
+    on_every_backend(|| {
+        let problem = Problem::new(3, 8195, true);
+        let [loss, gradient] = problem.run(0..3, 1, false);
+        for threads in [2, 3] {
+            let [again, gradient_again] = problem.run(0..3, threads, false);
+            assert_same_bits("loss", &again, &loss);
+            assert_same_bits("gradient", &gradient_again, &gradient);
+        }
+        for i in 0..3 {
+            let [alone, gradient_alone] = problem.run(i..i + 1, 2, false);
+            assert_same_bits("loss of one image", &alone, &loss[i..=i]);
+            assert_same_bits(
+                "gradient of one image",
+                &gradient_alone,
+                &gradient[i * 8195..][..8195],
+            );
+        }
+    });
 }

@@ -8,6 +8,7 @@ mod conv2d;
 mod dropout;
 mod embedding;
 mod empirical;
+mod gpu;
 mod linear;
 mod loss;
 mod lowering;
