@@ -4,6 +4,7 @@ use std::path::PathBuf;
 
 use clap::Args;
 use langevin::Result;
+use langevin::backend::cuda;
 use langevin::backend::{Backend, Engine, Requirement, human_bytes};
 use langevin::checkpoint::diffusers::Kind;
 use langevin::config::{MAX_BATCH, TrainConfig};
@@ -32,11 +33,12 @@ pub fn run(args: InfoArgs, global: &Global) -> Result<()> {
     }
     let backend = global.backend()?;
     let device = device(backend.as_ref());
+    let kernels = json!({ "cpu": true, "cuda": cuda::built().is_ok() });
     let facts = match &args.model {
-        None => json!({ "device": device, "kernels": { "cpu": true, "cuda": false } }),
+        None => json!({ "device": device, "kernels": kernels }),
         Some(path) => {
             let model = model_facts(path, &args, backend)?;
-            json!({ "device": device, "kernels": { "cpu": true, "cuda": false }, "model": model })
+            json!({ "device": device, "kernels": kernels, "model": model })
         }
     };
     match global.json {
@@ -136,7 +138,10 @@ fn text(facts: &Value) -> String {
             word(&device["description"]),
             bytes(&device["memory_bytes"])
         ),
-        "kernels     cpu; no CUDA kernels in this build".to_string(),
+        match cuda::built() {
+            Ok(()) => "kernels     cpu, cuda".to_string(),
+            Err(reason) => format!("kernels     cpu; no CUDA kernels in this build: {reason}"),
+        },
     ];
     let model = &facts["model"];
     if model.is_null() {

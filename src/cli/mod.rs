@@ -15,6 +15,7 @@ use std::path::PathBuf;
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use langevin::backend::Backend;
 use langevin::backend::cpu::Cpu;
+use langevin::backend::cuda;
 use langevin::{Error, Result};
 
 /// Trains, samples and scores diffusion models: one binary, no Python.
@@ -143,25 +144,29 @@ impl Global {
     /// The backend that `--device` names; says which was taken for `auto`.
     pub fn backend(&self) -> Result<Box<dyn Backend>> {
         match self.device.as_str() {
-            "auto" | "cpu" => {
-                let backend = Cpu::new(self.threads);
-                if self.device == "auto" && !self.json {
+            "auto" => {
+                let (backend, why) = match cuda::open(0) {
+                    Ok(backend) => (backend, String::new()),
+                    Err(error) => (self.cpu(), format!("; {error}")),
+                };
+                if !self.json {
                     let info = backend.info();
-                    eprintln!("device: cpu ({}); this build has no CUDA kernels", info.description);
+                    eprintln!("device: {} ({}){why}", info.name, info.description);
                 }
-                Ok(Box::new(backend))
+                Ok(backend)
             }
-            name if name == "cuda" || is_cuda_index(name) => Err(Error::Device {
-                device: name.into(),
-                problem: "this build has no CUDA kernels; use --device cpu".into(),
-            }),
-            other => Err(Error::Usage(format!(
-                "--device takes auto, cpu, cuda or cuda:N, not `{other}`"
-            ))),
+            "cpu" => Ok(self.cpu()),
+            "cuda" => cuda::open(0),
+            name => match name.strip_prefix("cuda:").and_then(|n| n.parse().ok()) {
+                Some(ordinal) => cuda::open(ordinal),
+                None => Err(Error::Usage(format!(
+                    "--device takes auto, cpu, cuda or cuda:N, not `{name}`"
+                ))),
+            },
         }
     }
-}
 
-fn is_cuda_index(name: &str) -> bool {
-    name.strip_prefix("cuda:").is_some_and(|n| n.parse::<usize>().is_ok())
+    fn cpu(&self) -> Box<dyn Backend> {
+        Box::new(Cpu::new(self.threads))
+    }
 }
