@@ -50,6 +50,8 @@ pub(super) fn execute(op: &Op, call: Option<&Call>) -> Result<()> {
         | Op::NormBackward(_)
         | Op::Attention(_)
         | Op::AttentionBackward(_)
+        | Op::Empirical(_)
+        | Op::EmpiricalBackward(_)
         | Op::PackWeight(_) => Err(missing(op)),
     }
 }
