@@ -6,6 +6,7 @@
 //! exhaustive `match`.
 
 pub mod attention;
+pub mod axis_map;
 pub mod broadcast;
 pub mod concat;
 pub mod conv2d;
@@ -20,6 +21,10 @@ pub mod optimizer;
 pub mod pack;
 pub mod pointwise;
 pub mod resample;
+pub mod sampler_blend;
+pub mod sampler_estimate;
+pub mod sampler_langevin;
+pub mod sampler_rk45;
 pub mod sampler_step;
 
 use crate::error::Result;
@@ -64,6 +69,15 @@ pub enum Op {
     LossBackward(loss::Loss),
     SamplerQuantile(sampler_step::SamplerQuantile),
     SamplerStep(sampler_step::SamplerStep),
+    SamplerNorms(sampler_langevin::SamplerNorms),
+    SamplerLangevin(sampler_langevin::SamplerLangevin),
+    SamplerError(sampler_rk45::SamplerError),
+    SamplerRk45(sampler_rk45::SamplerRk45),
+    SamplerBlend(sampler_blend::SamplerBlend),
+    SamplerEstimate(sampler_estimate::SamplerEstimate),
+    SamplerEstimateBackward(sampler_estimate::SamplerEstimate),
+    SamplerResidual(sampler_estimate::SamplerResidual),
+    AxisMap(axis_map::AxisMap),
     GlobalNorm(optimizer::GlobalNorm),
     AdamW(optimizer::AdamW),
     PackWeight(pack::PackWeight),
@@ -107,6 +121,15 @@ impl Op {
             Op::LossBackward(_) => "loss_backward",
             Op::SamplerQuantile(_) => "sampler_quantile",
             Op::SamplerStep(_) => "sampler_step",
+            Op::SamplerNorms(_) => "sampler_norms",
+            Op::SamplerLangevin(_) => "sampler_langevin",
+            Op::SamplerError(_) => "sampler_error",
+            Op::SamplerRk45(_) => "sampler_rk45",
+            Op::SamplerBlend(_) => "sampler_blend",
+            Op::SamplerEstimate(_) => "sampler_estimate",
+            Op::SamplerEstimateBackward(_) => "sampler_estimate_backward",
+            Op::SamplerResidual(_) => "sampler_residual",
+            Op::AxisMap(_) => "axis_map",
             Op::GlobalNorm(_) => "global_norm",
             Op::AdamW(_) => "adamw",
             Op::PackWeight(_) => "pack_weight",
@@ -116,7 +139,16 @@ impl Op {
     /// Whether it belongs to a sampler's update, which a stage without an
     /// evaluation of the network runs alone.
     pub fn is_update(&self) -> bool {
-        matches!(self, Op::SamplerQuantile(_) | Op::SamplerStep(_))
+        matches!(
+            self,
+            Op::SamplerQuantile(_)
+                | Op::SamplerNorms(_)
+                | Op::SamplerLangevin(_)
+                | Op::SamplerError(_)
+                | Op::SamplerRk45(_)
+                | Op::SamplerBlend(_)
+                | Op::SamplerStep(_)
+        )
     }
 
     /// Whether input `i` influences the outputs differentiably.
@@ -128,6 +160,10 @@ impl Op {
             Op::Loss(_) => i == 0,
             Op::ScaleRows(_) => i == 0,
             Op::Noising(_) | Op::SamplerQuantile(_) | Op::SamplerStep(_) => false,
+            Op::SamplerNorms(_) | Op::SamplerLangevin(_) | Op::SamplerError(_) => false,
+            Op::SamplerRk45(_) | Op::SamplerBlend(_) | Op::SamplerResidual(_) => false,
+            Op::SamplerEstimate(_) => i == 0 || i == 3,
+            Op::AxisMap(_) => i == 0,
             Op::GlobalNorm(_) | Op::AdamW(_) => false,
             _ => true,
         }
@@ -151,6 +187,8 @@ impl Op {
             Op::Dropout(op) => op.backward(node, d),
             Op::Loss(op) => op.backward(node, d),
             Op::Empirical(op) => op.backward(node, d),
+            Op::SamplerEstimate(op) => op.backward(node, d),
+            Op::AxisMap(op) => op.backward(node, d),
             Op::SinusoidalEmbedding(_) | Op::FourierEmbedding(_) => Ok(()),
             Op::Conv2dBackwardData(_)
             | Op::Conv2dBackwardWeight(_)
@@ -169,6 +207,13 @@ impl Op {
             | Op::LossBackward(_)
             | Op::SamplerQuantile(_)
             | Op::SamplerStep(_)
+            | Op::SamplerNorms(_)
+            | Op::SamplerLangevin(_)
+            | Op::SamplerError(_)
+            | Op::SamplerRk45(_)
+            | Op::SamplerBlend(_)
+            | Op::SamplerEstimateBackward(_)
+            | Op::SamplerResidual(_)
             | Op::GlobalNorm(_)
             | Op::AdamW(_)
             | Op::PackWeight(_) => {

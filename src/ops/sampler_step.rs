@@ -159,8 +159,8 @@ pub struct SamplerOperands {
 }
 
 impl Plan {
-    /// Appends one stage of a sampler; see [`SamplerStep`].
-    pub fn sampler_step(&mut self, operands: &SamplerOperands) -> Result<()> {
+    /// The descriptor of a step, once its operands' shapes fit together.
+    pub(super) fn sampler_descriptor(&self, operands: &SamplerOperands) -> Result<SamplerStep> {
         const NAME: &str = "sampler_step";
         let SamplerOperands { prediction, table, stage, keys, noise, label, input, slots, .. } =
             operands.clone();
@@ -208,7 +208,7 @@ impl Plan {
             doubled[0] = predicted[0];
             self.expect_shape(NAME, input, &doubled)?;
         }
-        let step = SamplerStep {
+        Ok(SamplerStep {
             n,
             spatial: shape[inner].iter().product(),
             channels,
@@ -218,7 +218,17 @@ impl Plan {
             per_image: rows == n && n > 1,
             guided: copies == 2,
             label_is_index: self.tensor(label).dtype == DType::U32,
-        };
+        })
+    }
+
+    /// Appends one stage of a sampler; see [`SamplerStep`].
+    pub fn sampler_step(&mut self, operands: &SamplerOperands) -> Result<()> {
+        let step = self.sampler_descriptor(operands)?;
+        let n = step.n;
+        let SamplerOperands {
+            prediction, table, stage, keys, noise, label, input, ref slots, ..
+        } = *operands;
+        let first = slots[0];
         let threshold = operands.threshold.map(|(ratio, max)| {
             let threshold = self.activation(
                 self.derived_name(first, "threshold"),

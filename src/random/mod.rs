@@ -62,6 +62,8 @@ pub enum Purpose {
     Probe = 10,
     /// Data that the program makes itself; image index is the point's.
     Data = 11,
+    /// Noise on the known part of an image that is edited.
+    Known = 12,
 }
 
 /// Number of image indices: they have 56 bits.

@@ -1,6 +1,7 @@
 //! Every op, alone: f64 references, finite differences, odd shapes.
 
 mod attention;
+mod axis_map;
 mod broadcast;
 mod common;
 mod concat;
@@ -17,4 +18,5 @@ mod norm;
 mod optimizer;
 mod pointwise;
 mod resample;
+mod sampler_control;
 mod sampler_step;

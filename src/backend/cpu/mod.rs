@@ -3,6 +3,7 @@
 
 mod arguments;
 pub mod attention;
+pub mod axis_map;
 pub mod broadcast;
 mod columns;
 pub mod concat;
@@ -23,6 +24,7 @@ pub mod optimizer;
 pub mod pointwise;
 pub mod pool;
 pub mod resample;
+pub mod sampler_control;
 pub mod sampler_step;
 mod tile;
 
@@ -216,6 +218,70 @@ fn execute(pool: &Pool, node: &Node, a: &mut Arguments) -> Result<()> {
         }
         Op::SamplerQuantile(op) => sampler_step::execute_quantile(pool, op, a),
         Op::SamplerStep(op) => sampler_step::execute_step(pool, op, a),
+        Op::SamplerNorms(op) => {
+            let slots = std::array::from_fn(|j| match j < op.step.slots {
+                true => a.input(6 + j),
+                false => Default::default(),
+            });
+            let operands = sampler_control::NormOperands {
+                prediction: a.input(0),
+                table: a.input(1),
+                stage: a.input_u32(2)[0] as usize,
+                keys: a.input_u32(3),
+                noise: a.optional(4),
+                rules: a.input(5),
+                slots,
+            };
+            sampler_control::sampler_norms(pool, op, operands, a.written(0));
+        }
+        Op::SamplerLangevin(op) => {
+            let stage = a.input_u32(1)[0] as usize;
+            let (rules, norms) = (a.input(2), a.input(3));
+            sampler_control::sampler_langevin(op, a.input(0), stage, rules, norms, a.written(0));
+        }
+        Op::SamplerError(op) => {
+            let stage = a.input_u32(0)[0] as usize;
+            let operands = [a.input(1), a.input(2), a.input(3)];
+            sampler_control::sampler_error(pool, op, stage, operands, a.written(0));
+        }
+        Op::SamplerRk45(op) => {
+            let operands = sampler_control::Rk45Operands {
+                table: a.input(0),
+                stage: a.input_u32(1)[0] as usize,
+                curve: a.input(2),
+                error: a.input(3),
+                rows: a.written(0),
+                state: a.written(1),
+                running: a.written(2),
+            };
+            sampler_control::sampler_rk45(op, operands);
+        }
+        Op::SamplerBlend(op) => {
+            let operands = sampler_control::BlendOperands {
+                table: a.input(0),
+                stage: a.input_u32(1)[0] as usize,
+                keys: a.input_u32(2),
+                known: a.input(3),
+                mask: a.input(4),
+            };
+            sampler_control::sampler_blend(pool, op, operands, a.written(0));
+        }
+        Op::SamplerEstimate(op) => {
+            let row = &a.input(1)[op.step.row(a.input_u32(2)[0] as usize, 0)..];
+            let (prediction, x) = (a.input(0), a.input(3));
+            sampler_control::sampler_estimate(pool, op, prediction, row, x, a.required(0));
+        }
+        Op::SamplerEstimateBackward(op) => {
+            let row = &a.input(1)[op.step.row(a.input_u32(2)[0] as usize, 0)..];
+            let (d_x0, d_prediction, d_state) = (a.input(0), a.output(0), a.output(1));
+            let outputs = (d_prediction, d_state);
+            sampler_control::sampler_estimate_backward(pool, op, d_x0, row, outputs.0, outputs.1);
+        }
+        Op::SamplerResidual(op) => {
+            let (pair, mask) = ([a.input(0), a.input(1)], a.optional(2));
+            sampler_control::sampler_residual(pool, op, pair, mask, a.written(0), a.written(1));
+        }
+        Op::AxisMap(op) => axis_map::axis_map(pool, op, a.input(0), a.input(1), a.required(0)),
     }
     Ok(())
 }

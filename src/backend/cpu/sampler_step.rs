@@ -8,7 +8,7 @@ use crate::random::{Purpose, fill_normal};
 
 /// Elements handled at a time, a multiple of the four normals of one counter:
 /// the buffers of a chunk stay in the first-level cache.
-const CHUNK: usize = 512;
+pub(super) const CHUNK: usize = 512;
 
 /// Operands of [`sampler_step`], with the shapes of [`SamplerStep`].
 #[allow(missing_docs)]
@@ -33,14 +33,14 @@ pub enum Label<'a> {
 
 /// What the tasks read of a prediction: one f32 for each element of the state.
 #[derive(Clone, Copy)]
-struct Prediction<'a> {
-    op: &'a SamplerStep,
-    values: &'a [f32],
+pub(super) struct Prediction<'a> {
+    pub(super) op: &'a SamplerStep,
+    pub(super) values: &'a [f32],
 }
 
 impl Prediction<'_> {
     /// Elements `first..` of an image, guidance applied.
-    fn read(&self, image: usize, first: usize, guidance: f32, out: &mut [f32]) {
+    pub(super) fn read(&self, image: usize, first: usize, guidance: f32, out: &mut [f32]) {
         let SamplerStep { n, spatial, channels, prediction_channels, guided, .. } = *self.op;
         let len = spatial * prediction_channels;
         let gather = |copy: usize, out: &mut [f32]| {

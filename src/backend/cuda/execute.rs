@@ -52,6 +52,15 @@ pub(super) fn execute(op: &Op, call: Option<&Call>) -> Result<()> {
         | Op::AttentionBackward(_)
         | Op::Empirical(_)
         | Op::EmpiricalBackward(_)
+        | Op::SamplerNorms(_)
+        | Op::SamplerLangevin(_)
+        | Op::SamplerError(_)
+        | Op::SamplerRk45(_)
+        | Op::SamplerBlend(_)
+        | Op::SamplerEstimate(_)
+        | Op::SamplerEstimateBackward(_)
+        | Op::SamplerResidual(_)
+        | Op::AxisMap(_)
         | Op::PackWeight(_) => Err(missing(op)),
     }
 }
