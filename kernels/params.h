@@ -66,6 +66,96 @@ struct ScaleRows {
     Word add;
 };
 
+/* conv2d.cu */
+
+/** One axis of a gathering convolution. Result i = 0..count lies at first + step i of
+ *  `length` and reads, at its k-th tap, source position scale i + shift + k shift_step of
+ *  `source`. That tap is row or column tap + k tap_step of the kernel. */
+struct ConvAxis {
+    int count;
+    int first;
+    int step;
+    int length;
+    int scale;
+    int shift;
+    int shift_step;
+    int taps;
+    int tap;
+    int tap_step;
+    int source;
+};
+
+/** y = gathered x times weight, plus what is added: forward and backward to the data.
+ *  Source positions are those of x enlarged by 2^enlarge (nearest). */
+struct ConvGather {
+    void *y;                /* [images, length, length, groups * columns] */
+    float *partial;         /* [lanes] of y, written instead of it; null for one lane */
+    const void *x;          /* [images, source, source, x_channels] */
+    const void *x2;         /* as x with x2_channels, which follow x's; may be null */
+    const void *weight;     /* [out, kernel_taps, in]: columns are out forward, in backward */
+    const float *bias;      /* [groups * columns]; may be null */
+    const void *per_image;  /* [images, groups * columns]; may be null */
+    const void *residual;   /* as y; may be null */
+    struct ConvAxis down;   /* along the height */
+    struct ConvAxis along;  /* along the width */
+    int images;
+    int pixels;      /* of the pass: images * count * count */
+    int x_channels;
+    int x2_channels;
+    int enlarge;
+    int kernel_width;
+    int kernel_taps;
+    int groups;
+    int reduced;     /* channels of a group that are summed over */
+    int columns;     /* channels of a group that result */
+    int tiles;       /* of the reduction */
+    int lanes;       /* parts of the reduction, combined in order */
+    int add;
+};
+
+/** d_weight = sum over pixels of d_y times gathered x; d_bias = sum of d_y. */
+struct ConvOuter {
+    void *d_weight;       /* [groups * c_out, kernel_taps, c_in] f32; null: skipped */
+    float *d_bias;        /* [groups * c_out]; null: skipped */
+    float *partial;       /* [lanes][d_weight, d_bias]; null for one lane */
+    const void *x;        /* [images, source, source, x_channels] */
+    const void *x2;       /* as x with x2_channels, which follow x's; may be null */
+    const void *d_y;      /* [images, count, count, groups * c_out] */
+    struct ConvAxis down; /* as forward */
+    struct ConvAxis along;
+    int images;
+    int pixels;
+    int x_channels;
+    int x2_channels;
+    int enlarge;
+    int kernel_width;
+    int kernel_taps;
+    int groups;
+    int c_in;             /* of a group */
+    int c_out;            /* of a group */
+    int tiles;
+    int lanes;
+    int add;
+    int add_bias;
+};
+
+/** y = sum of the lanes' partial results, plus what is added. */
+struct SumLanes {
+    void *y;                /* [len]; null: skipped */
+    float *y2;              /* [len2], which follows each lane's len; null: skipped */
+    const float *partial;   /* [lanes, len + len2] */
+    const float *bias;      /* [channels]; may be null */
+    const void *per_image;  /* [len / image_len, channels]; may be null */
+    const void *residual;   /* [len]; may be null */
+    Len len;
+    Len len2;
+    Len image_len;          /* elements of an image */
+    int channels;
+    int lanes;
+    int add;
+    int add2;
+};
+
 /* noising.cu, loss.cu */
 
 /** x_t = signal x_0 + std eps. */

@@ -3,8 +3,8 @@
 
 use super::arguments::Call;
 use super::{
-    broadcast, concat, dropout, embedding, loss, noising, optimizer, pointwise, resample,
-    sampler_step,
+    broadcast, concat, conv2d, dropout, embedding, loss, matmul, noising, optimizer, pointwise,
+    resample, sampler_step,
 };
 use crate::error::{Error, Result};
 use crate::ops::Op;
@@ -17,6 +17,12 @@ pub(super) fn execute(op: &Op, call: Option<&Call>) -> Result<()> {
         call.map_or(Ok(()), |call| f(op, call))
     }
     match op {
+        Op::Conv2d(op) => with(call, op, conv2d::forward),
+        Op::Conv2dBackwardData(op) => with(call, op, conv2d::backward_data),
+        Op::Conv2dBackwardWeight(op) => with(call, op, conv2d::backward_weight),
+        Op::Linear(op) => with(call, op, matmul::forward),
+        Op::LinearBackwardData(op) => with(call, op, matmul::backward_data),
+        Op::LinearBackwardWeight(op) => with(call, op, matmul::backward_weight),
         Op::Activate(op) => with(call, op, pointwise::activate),
         Op::ActivateBackward(op) => with(call, op, pointwise::activate_backward),
         Op::Add(op) => with(call, op, pointwise::add),
@@ -40,13 +46,7 @@ pub(super) fn execute(op: &Op, call: Option<&Call>) -> Result<()> {
         Op::LossBackward(op) => with(call, op, loss::loss_backward),
         Op::GlobalNorm(op) => with(call, op, optimizer::global_norm),
         Op::AdamW(op) => with(call, op, optimizer::adamw),
-        Op::Conv2d(_)
-        | Op::Conv2dBackwardData(_)
-        | Op::Conv2dBackwardWeight(_)
-        | Op::Linear(_)
-        | Op::LinearBackwardData(_)
-        | Op::LinearBackwardWeight(_)
-        | Op::Norm(_)
+        Op::Norm(_)
         | Op::NormBackward(_)
         | Op::Attention(_)
         | Op::AttentionBackward(_)

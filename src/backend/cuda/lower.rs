@@ -1,7 +1,7 @@
 //! From a plan to what the GPU executes: dropped copies, scratch memory.
 
 use super::execute::execute;
-use super::optimizer;
+use super::{conv2d, matmul, optimizer};
 use crate::backend::Program;
 use crate::error::Result;
 use crate::ops::Op;
@@ -25,6 +25,10 @@ pub(super) fn lower(mut plan: Plan) -> Result<Program> {
 /// Floats of scratch memory that a node needs.
 fn workspace_len(node: &Node) -> usize {
     match &node.op {
+        Op::Conv2d(op) => conv2d::forward_workspace_len(op),
+        Op::Conv2dBackwardData(op) => conv2d::backward_data_workspace_len(op),
+        Op::Conv2dBackwardWeight(op) => conv2d::backward_weight_workspace_len(op),
+        Op::LinearBackwardWeight(op) => matmul::backward_weight_workspace_len(op),
         Op::GlobalNorm(op) => optimizer::norm_workspace_len(op),
         _ => 0,
     }

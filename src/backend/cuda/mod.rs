@@ -23,6 +23,8 @@ mod broadcast;
 #[cfg(langevin_cuda)]
 mod concat;
 #[cfg(langevin_cuda)]
+mod conv2d;
+#[cfg(langevin_cuda)]
 mod cuda;
 #[cfg(langevin_cuda)]
 pub mod device;
@@ -38,6 +40,8 @@ mod execute;
 mod loss;
 #[cfg(langevin_cuda)]
 mod lower;
+#[cfg(langevin_cuda)]
+mod matmul;
 #[cfg(langevin_cuda)]
 mod memory;
 #[cfg(langevin_cuda)]

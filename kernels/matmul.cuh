@@ -1,0 +1,878 @@
+// A convolution's three passes as products of matrices that are never formed.
+//
+//   gather   y[pixel, column] = sum over (tap, channel) of x[source(pixel, tap), channel] w
+//            forward (columns are output channels) and backward to the data (input channels)
+//   outer    d_w[out, (tap, channel)] = sum over pixels of d_y[pixel, out] x[source(pixel, tap), channel]
+//
+// A block computes one tile of the result. It walks the reduction in tiles of 128 bytes of
+// each row (32 f32), which cp.async brings into shared memory ahead of their use; zeros stand
+// for padding and for what lies past an end. The source position of a row is worked out
+// when the tap changes, so the loop holds no division.
+//
+// Layout of a tile in shared memory: "rows" when the reduction is contiguous in memory (x
+// gathered, the forward weight): [row][8 chunks of 16 bytes], chunk c of row r stored at
+// c ^ swizzle(r); "columns" when it is not (d_y, the backward weight): [k][row].
+//
+// Accumulation is f32 in one chain an element, in the order (tap, channel) or (pixel):
+//   f32    fused multiply-adds; results are as exact as the CPU's
+//   tf32   f32 in memory, operands rounded to tf32 (to nearest, ties away), tensor cores
+//   bf16   bf16 in memory, tensor cores
+// Which tile shape computes an element does not change its bits; the parts ("lanes") in
+// which a reduction may be split are the caller's and are added in order.
+#pragma once
+#include "common.cuh"
+#include <cuda_bf16.h>
+
+using Bf16 = __nv_bfloat16;
+
+/// Bytes of a row of a tile, along the reduction.
+constexpr int ROW_BYTES = 128;
+
+/// Elements of a row of a tile, and of 16 bytes.
+template <typename T> constexpr int DEPTH = ROW_BYTES / sizeof(T);
+template <typename T> constexpr int CHUNK = 16 / sizeof(T);
+
+INLINE unsigned shared_address(const void *p) { return (unsigned)__cvta_generic_to_shared(p); }
+
+/// Copies 16 bytes to shared memory, or zeros.
+INLINE void copy16(unsigned to, const void *from, bool inside) {
+    asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(to), "l"(from),
+                 "r"(inside ? 16 : 0)
+                 : "memory");
+}
+
+/// Copies 4 bytes to shared memory, or zeros.
+INLINE void copy4(unsigned to, const void *from, bool inside) {
+    asm volatile("cp.async.ca.shared.global [%0], [%1], 4, %2;" ::"r"(to), "l"(from),
+                 "r"(inside ? 4 : 0)
+                 : "memory");
+}
+
+/// One element, at once: for tensors in which 4 bytes straddle pixels.
+INLINE void copy_element(unsigned to, const Bf16 *from, bool inside) {
+    unsigned short bits = inside ? *(const unsigned short *)from : 0;
+    asm volatile("st.shared.u16 [%0], %1;" ::"r"(to), "h"(bits) : "memory");
+}
+INLINE void copy_element(unsigned to, const float *from, bool inside) { copy4(to, from, inside); }
+
+/// How rows of [k][row] tiles are permuted, in chunks of 16 bytes, so that the lanes that
+/// read together meet different banks: not at all for whole rows at once (f32), eight rows
+/// k of one chunk (ldmatrix on bf16), or four rows of two chunks (tf32 by words).
+enum Order { PLAIN, EIGHT_ROWS, FOUR_ROWS };
+
+/// Where chunk c of row k lies, in a tile whose rows have CHUNKS.
+template <Order ORDER, int CHUNKS> INLINE int place(int k, int c) {
+    if (ORDER == PLAIN) return c;
+    if (ORDER == FOUR_ROWS) return c ^ (k & 3) << 1;
+    return c ^ (CHUNKS >= 8 ? k & 7 : k / (8 / CHUNKS) & (CHUNKS - 1));
+}
+
+INLINE void commit_copies() { asm volatile("cp.async.commit_group;" ::: "memory"); }
+
+template <int PENDING> INLINE void await_copies() {
+    asm volatile("cp.async.wait_group %0;" ::"n"(PENDING) : "memory");
+}
+
+/// Source position of result i at the k-th tap; -1 where it is padding.
+INLINE int source_of(const ConvAxis &a, int i, int k) {
+    int at = a.scale * i + a.shift + k * a.shift_step;
+    return at >= 0 && at < a.source ? at : -1;
+}
+
+/// Where the walk along a gathering reduction stands. Tiles never straddle a tap, nor the
+/// border between the two tensors of a concatenation.
+struct Walk {
+    int tap_y, tap_x;
+    /// Channel in x (0) or x2 (1), and which.
+    int channel, tensor;
+
+    template <int STEP> INLINE void start(const ConvGather &p, int tile) {
+        int first = (p.reduced - p.x2_channels + STEP - 1) / STEP;
+        int per_tap = first + (p.x2_channels + STEP - 1) / STEP;
+        int tap = tile / per_tap, rest = tile % per_tap;
+        tap_y = tap / p.along.taps;
+        tap_x = tap % p.along.taps;
+        tensor = rest >= first;
+        channel = (rest - (tensor ? first : 0)) * STEP;
+    }
+
+    INLINE int length(const ConvGather &p) const {
+        return tensor ? p.x2_channels : p.reduced - p.x2_channels;
+    }
+
+    /// Goes on by one tile; true when the tap has changed.
+    template <int STEP> INLINE bool next(const ConvGather &p) {
+        channel += STEP;
+        if (channel < length(p)) return false;
+        channel = 0;
+        if (tensor == 0 && p.x2_channels > 0) {
+            tensor = 1;
+            return false;
+        }
+        tensor = 0;
+        if (++tap_x == p.along.taps) {
+            tap_x = 0;
+            tap_y++;
+        }
+        return true;
+    }
+
+    /// Row of the weight's [kernel_taps].
+    INLINE int tap(const ConvGather &p) const {
+        return (p.down.tap + tap_y * p.down.tap_step) * p.kernel_width + p.along.tap +
+               tap_x * p.along.tap_step;
+    }
+};
+
+/// Rows of gathered x: the left operand of `gather`. ALIGNED: 16 bytes never straddle a pixel.
+template <typename T, int ROWS, int THREADS, int SWIZZLE, bool ALIGNED> struct GatheredRows {
+    static constexpr int STEP = THREADS / 8, PASSES = ROWS / STEP;
+    static_assert(ROWS % STEP == 0, "whole passes");
+    int image[PASSES], y[PASSES], x[PASSES];
+    /// Pixel of x that the current tap reads, and a bit a row: whether it is inside.
+    int pixel[PASSES];
+    unsigned inside;
+
+    INLINE void start(const ConvGather &p, int first_row) {
+        int area = p.down.count * p.along.count;
+#pragma unroll
+        for (int i = 0; i < PASSES; i++) {
+            int row = first_row + threadIdx.x / 8 + i * STEP;
+            bool exists = row < p.pixels;
+            if (!exists) row = 0;
+            image[i] = exists ? row / area : -1;
+            y[i] = row % area / p.along.count;
+            x[i] = row % p.along.count;
+        }
+    }
+
+    INLINE void find(const ConvGather &p, const Walk &walk) {
+        inside = 0;
+#pragma unroll
+        for (int i = 0; i < PASSES; i++) {
+            pixel[i] = source_pixel(p, i, walk.tap_y, walk.tap_x);
+            if (pixel[i] >= 0) inside |= 1u << i;
+            else pixel[i] = 0;
+        }
+    }
+
+    INLINE int source_pixel(const ConvGather &p, int i, int tap_y, int tap_x) const {
+        int sy = source_of(p.down, y[i], tap_y), sx = source_of(p.along, x[i], tap_x);
+        if (sy < 0 || sx < 0 || image[i] < 0) return -1;
+        int height = p.down.source >> p.enlarge, width = p.along.source >> p.enlarge;
+        return (image[i] * height + (sy >> p.enlarge)) * width + (sx >> p.enlarge);
+    }
+
+    INLINE void fetch(const ConvGather &p, const Walk &walk, int group, unsigned tile) const {
+        int channel = walk.channel + threadIdx.x % 8 * CHUNK<T>;
+        bool exists = channel < walk.length(p);
+        int pitch = walk.tensor ? p.x2_channels : p.x_channels;
+        const T *from = (const T *)(walk.tensor ? p.x2 : p.x);
+        from += exists ? group * p.reduced + channel : 0;
+#pragma unroll
+        for (int i = 0; i < PASSES; i++) {
+            copy16(slot(tile, i), from + (Len)pixel[i] * pitch, exists && (inside >> i & 1));
+        }
+    }
+
+    /// The same element by element, for any number of channels; k counts (tap, channel).
+    INLINE void fetch_scattered(const ConvGather &p, int k0, int group, unsigned tile) const {
+#pragma unroll 1
+        for (int e = 0; e < CHUNK<T>; e++) {
+            int k = k0 + threadIdx.x % 8 * CHUNK<T> + e;
+            int tap = k / p.reduced, channel = group * p.reduced + k % p.reduced;
+            int tap_y = tap / p.along.taps, tap_x = tap % p.along.taps;
+            bool second = channel >= p.x_channels;
+            int pitch = second ? p.x2_channels : p.x_channels;
+            const T *from = (const T *)(second ? p.x2 : p.x) + (second ? channel - p.x_channels : channel);
+#pragma unroll
+            for (int i = 0; i < PASSES; i++) {
+                int at = tap_y < p.down.taps ? source_pixel(p, i, tap_y, tap_x) : -1;
+                copy_element(slot(tile, i) + e * sizeof(T), at < 0 ? (const T *)p.x : from + (Len)at * pitch, at >= 0);
+            }
+        }
+    }
+
+    static INLINE unsigned slot(unsigned tile, int i) {
+        int row = threadIdx.x / 8 + i * STEP;
+        return tile + row * ROW_BYTES + ((threadIdx.x % 8) ^ (row >> SWIZZLE & 7)) * 16;
+    }
+};
+
+/// Rows of the forward weight: the right operand of `gather` where columns are outputs.
+template <typename T, int ROWS, int THREADS, int SWIZZLE, bool ALIGNED> struct WeightRows {
+    static constexpr int STEP = THREADS / 8;
+
+    static INLINE void fetch(const ConvGather &p, const Walk &walk, int k0, int group, int first, unsigned tile) {
+        int total = p.kernel_taps * p.reduced;
+        int chunk = threadIdx.x % 8 * CHUNK<T>;
+        int k = k0 + chunk;
+        bool exists = true;
+        if (ALIGNED) {
+            int channel = walk.channel + chunk;
+            exists = channel < walk.length(p);
+            k = walk.tap(p) * p.reduced + channel + (walk.tensor ? p.x_channels : 0);
+        }
+        const T *weight = (const T *)p.weight + (Len)group * p.columns * total;
+#pragma unroll
+        for (int from = 0; from < ROWS; from += STEP) {
+            int row = from + threadIdx.x / 8, column = first + row;
+            if (ROWS % STEP != 0 && row >= ROWS) break;
+            unsigned slot = tile + row * ROW_BYTES + ((threadIdx.x % 8) ^ (row >> SWIZZLE & 7)) * 16;
+            if (ALIGNED) {
+                bool inside = exists && column < p.columns;
+                copy16(slot, weight + (inside ? (Len)column * total + k : 0), inside);
+            } else {
+                for (int e = 0; e < CHUNK<T>; e++) {
+                    bool inside = k + e < total && column < p.columns;
+                    copy_element(slot + e * sizeof(T), weight + (inside ? (Len)column * total + k + e : 0), inside);
+                }
+            }
+        }
+    }
+};
+
+/// The weight with the reduction across its rows: the right operand of `gather` where
+/// columns are inputs. [k][COLUMNS].
+template <typename T, int COLUMNS, int THREADS, Order ORDER, bool ALIGNED> struct WeightColumns {
+    static INLINE void fetch(const ConvGather &p, const Walk &walk, int k0, int group, int first, unsigned tile) {
+        constexpr int CHUNKS = COLUMNS / CHUNK<T>, STEP = THREADS / CHUNKS;
+        static_assert(THREADS % CHUNKS == 0, "whole passes");
+        int chunk = threadIdx.x % CHUNKS, column = first + chunk * CHUNK<T>;
+        const T *weight = (const T *)p.weight;
+        for (int row = threadIdx.x / CHUNKS; row < DEPTH<T>; row += STEP) {
+            int channel, tap;
+            bool exists;
+            if (ALIGNED) {
+                channel = walk.channel + row;
+                exists = channel < p.reduced;
+                tap = walk.tap(p);
+            } else {
+                int k = k0 + row, t = k / p.reduced;
+                channel = k % p.reduced;
+                exists = t < p.down.taps * p.along.taps;
+                Walk at = {t / p.along.taps, t % p.along.taps, 0, 0};
+                tap = at.tap(p);
+            }
+            Len at = ((Len)(group * p.reduced + channel) * p.kernel_taps + tap) * p.columns + column;
+            unsigned slot = tile + row * (COLUMNS * sizeof(T)) + place<ORDER, CHUNKS>(row, chunk) * 16;
+            if (ALIGNED) {
+                bool inside = exists && column < p.columns;
+                copy16(slot, weight + (inside ? at : 0), inside);
+            } else {
+                for (int e = 0; e < CHUNK<T>; e++) {
+                    bool inside = exists && column + e < p.columns;
+                    copy_element(slot + e * sizeof(T), weight + (inside ? at + e : 0), inside);
+                }
+            }
+        }
+    }
+};
+
+/// A tile of BM x BN results, of which a thread computes TM x TN with fused multiply-adds:
+/// rows 4 t .. 4 t + 3 and again one tile half further, so that four lie side by side.
+template <int BM_, int BN_, int TM_, int TN_> struct Fused {
+    using T = float;
+    static constexpr int BM = BM_, BN = BN_, TM = TM_, TN = TN_;
+    static constexpr int ALONG = BN / TN, THREADS = BM / TM * ALONG;
+    /// Lanes that read at once own rows 4 apart, or 1.
+    static constexpr int SWIZZLE_A = TM >= 4 ? 2 : 0, SWIZZLE_B = TN >= 4 ? 2 : 0;
+    static constexpr Order ORDER = PLAIN, RESULT_ORDER = PLAIN;
+
+    float sums[TM][TN];
+    /// Of row threadIdx.x of the left operand.
+    float bias;
+
+    INLINE void clear() {
+        bias = 0.0f;
+#pragma unroll
+        for (int i = 0; i < TM; i++)
+#pragma unroll
+            for (int j = 0; j < TN; j++) sums[i][j] = 0.0f;
+    }
+
+    /// Row of the tile that this thread's i-th row is.
+    static INLINE int row(int i) {
+        int t = threadIdx.x / ALONG;
+        return TM < 4 ? t * TM + i : 4 * t + i % 4 + i / 4 * (BM / TM * 4);
+    }
+    static INLINE int column(int j) {
+        int t = threadIdx.x % ALONG;
+        return TN < 4 ? t * TN + j : 4 * t + j % 4 + j / 4 * (ALONG * 4);
+    }
+
+    /// Four values along k of each of the thread's rows.
+    template <bool ROWS, int COUNT, int WIDTH, int SWIZZLE, typename Index>
+    static INLINE void load(const float *tile, int quad, float (&to)[COUNT][4], Index index) {
+        if (ROWS) {
+#pragma unroll
+            for (int i = 0; i < COUNT; i++) {
+                int r = index(i);
+                float4 v = *(const float4 *)(tile + r * DEPTH<float> + (quad ^ (r >> SWIZZLE & 7)) * 4);
+                to[i][0] = v.x, to[i][1] = v.y, to[i][2] = v.z, to[i][3] = v.w;
+            }
+        } else {
+            static_assert(ROWS || COUNT % 4 == 0, "four rows side by side");
+#pragma unroll
+            for (int k = 0; k < 4; k++) {
+#pragma unroll
+                for (int i = 0; i < COUNT; i += 4) {
+                    float4 v = *(const float4 *)(tile + (quad * 4 + k) * WIDTH + index(i));
+                    to[i][k] = v.x, to[i + 1][k] = v.y, to[i + 2][k] = v.z, to[i + 3][k] = v.w;
+                }
+            }
+        }
+    }
+
+    /// Adds the products of `terms` terms. `with_bias` adds up the left operand as well.
+    template <bool A_ROWS, bool B_ROWS>
+    INLINE void multiply(const unsigned char *stage, int terms, bool with_bias) {
+        const float *a = (const float *)stage, *b = a + BM * DEPTH<float>;
+#pragma unroll 1
+        for (int quad = 0; quad < (terms + 3) / 4; quad++) {
+            float left[TM][4], right[TN][4];
+            load<A_ROWS, TM, BM, SWIZZLE_A>(a, quad, left, row);
+            load<B_ROWS, TN, BN, SWIZZLE_B>(b, quad, right, column);
+#pragma unroll
+            for (int k = 0; k < 4; k++)
+#pragma unroll
+                for (int i = 0; i < TM; i++)
+#pragma unroll
+                    for (int j = 0; j < TN; j++) sums[i][j] = fmaf(left[i][k], right[j][k], sums[i][j]);
+        }
+        if (!A_ROWS && with_bias && threadIdx.x < BM) {
+            for (int k = 0; k < terms; k++) bias += a[k * BM + threadIdx.x];
+        }
+    }
+
+    template <typename Put> INLINE void for_bias(Put put) const {
+        if (threadIdx.x < BM) put(threadIdx.x, bias);
+    }
+
+    /// Writes the tile to shared memory, row by row.
+    INLINE void lay_out(float *to) const {
+#pragma unroll
+        for (int i = 0; i < TM; i++)
+#pragma unroll
+            for (int j = 0; j < TN; j += 4)
+                *(float4 *)(to + row(i) * BN + column(j)) =
+                    make_float4(sums[i][j], sums[i][j + 1], sums[i][j + 2], sums[i][j + 3]);
+    }
+};
+
+INLINE void load_matrices(unsigned (&r)[4], unsigned at) {
+    asm volatile("ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%0,%1,%2,%3}, [%4];"
+                 : "=r"(r[0]), "=r"(r[1]), "=r"(r[2]), "=r"(r[3])
+                 : "r"(at)
+                 : "memory");
+}
+
+INLINE void load_matrices_transposed(unsigned (&r)[4], unsigned at) {
+    asm volatile("ldmatrix.sync.aligned.m8n8.x4.trans.shared.b16 {%0,%1,%2,%3}, [%4];"
+                 : "=r"(r[0]), "=r"(r[1]), "=r"(r[2]), "=r"(r[3])
+                 : "r"(at)
+                 : "memory");
+}
+
+INLINE unsigned load_word(unsigned at) {
+    unsigned v;
+    asm volatile("ld.shared.u32 %0, [%1];" : "=r"(v) : "r"(at) : "memory");
+    return v;
+}
+
+INLINE unsigned rounded_to_tf32(unsigned v) {
+    unsigned r;
+    asm("cvt.rna.tf32.f32 %0, %1;" : "=r"(r) : "f"(__uint_as_float(v)));
+    return r;
+}
+
+INLINE void mma(Bf16, float (&d)[4], const unsigned (&a)[4], unsigned b0, unsigned b1) {
+    asm volatile("mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 {%0,%1,%2,%3}, {%4,%5,%6,%7}, "
+                 "{%8,%9}, {%0,%1,%2,%3};"
+                 : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3])
+                 : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1));
+}
+
+INLINE void mma(float, float (&d)[4], const unsigned (&a)[4], unsigned b0, unsigned b1) {
+    asm volatile("mma.sync.aligned.m16n8k8.row.col.f32.tf32.tf32.f32 {%0,%1,%2,%3}, {%4,%5,%6,%7}, "
+                 "{%8,%9}, {%0,%1,%2,%3};"
+                 : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3])
+                 : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1));
+}
+
+/// A tile of BM x BN results on tensor cores (bf16, or f32 rounded to tf32), divided among
+/// DOWN x ALONG warps. A warp's step is 32 bytes of k: one mma deep.
+template <typename T_, int BM_, int BN_, int DOWN, int ALONG> struct Tensor {
+    using T = T_;
+    static constexpr int BM = BM_, BN = BN_, THREADS = 32 * DOWN * ALONG;
+    static constexpr int WM = BM / DOWN, WN = BN / ALONG, ROWS = WM / 16, COLUMNS = WN / 8;
+    static constexpr int SWIZZLE_A = 0, SWIZZLE_B = 0, STEPS = 4;
+    static constexpr bool WORDS = sizeof(T) == 4;
+    static constexpr Order ORDER = WORDS ? FOUR_ROWS : EIGHT_ROWS, RESULT_ORDER = FOUR_ROWS;
+    static_assert(WM % 16 == 0 && WN % 16 == 0, "whole fragments");
+
+    float sums[ROWS][COLUMNS][4];
+    /// Sums of the left operand's rows, in every column.
+    float bias[ROWS][4];
+
+    INLINE void clear() {
+#pragma unroll
+        for (int i = 0; i < ROWS; i++)
+#pragma unroll
+            for (int e = 0; e < 4; e++) {
+                bias[i][e] = 0.0f;
+#pragma unroll
+                for (int j = 0; j < COLUMNS; j++) sums[i][j][e] = 0.0f;
+            }
+    }
+
+    static INLINE int warp_row() { return threadIdx.x / 32 / ALONG * WM; }
+    static INLINE int warp_column() { return threadIdx.x / 32 % ALONG * WN; }
+
+    /// 16 x (32 bytes) at row `first` of a [row][k] tile. HALVES_FIRST orders the four
+    /// matrices (rows, k): for A, rows go first; for B, k does.
+    template <bool IS_A> static INLINE unsigned rows_address(unsigned tile, int first) {
+        int lane = threadIdx.x % 32;
+        int row = first + lane % 8 + (IS_A ? lane / 8 % 2 : lane / 16) * 8;
+        int half = IS_A ? lane / 16 : lane / 8 % 2;
+        return tile + row * ROW_BYTES + (half ^ lane % 8) * 16;
+    }
+
+    /// The same for a [k][row] tile of bf16, read transposed.
+    template <bool IS_A, int WIDTH> static INLINE unsigned columns_address(unsigned tile, int first) {
+        constexpr int CHUNKS = WIDTH / CHUNK<T>;
+        int lane = threadIdx.x % 32;
+        int k = lane % 8 + (IS_A ? lane / 16 : lane / 8 % 2) * 8;
+        int half = IS_A ? lane / 8 % 2 : lane / 16;
+        return tile + k * (WIDTH * sizeof(T)) + place<ORDER, CHUNKS>(k, first / CHUNK<T> + half) * 16;
+    }
+
+    /// The first word of a [k][row] tile of f32 that this lane reads.
+    template <int WIDTH> static INLINE unsigned words_address(unsigned tile, int first) {
+        int g = threadIdx.x % 32 / 4, t = threadIdx.x % 4;
+        return tile + t * (WIDTH * 4) + place<ORDER, WIDTH / 4>(t, first / 4 + g / 4) * 16 + g % 4 * 4;
+    }
+
+    template <bool A_ROWS, bool B_ROWS>
+    INLINE void multiply(const unsigned char *stage, int, bool with_bias) {
+        unsigned tile_a = shared_address(stage), tile_b = tile_a + BM * ROW_BYTES;
+        unsigned a_at = A_ROWS ? rows_address<true>(tile_a, warp_row())
+                        : WORDS ? words_address<BM>(tile_a, warp_row())
+                                : columns_address<true, BM>(tile_a, warp_row());
+        unsigned b_at = B_ROWS ? rows_address<false>(tile_b, warp_column())
+                        : WORDS ? words_address<BN>(tile_b, warp_column())
+                                : columns_address<false, BN>(tile_b, warp_column());
+#pragma unroll
+        for (int step = 0; step < STEPS; step++) {
+            unsigned a[ROWS][4], b[COLUMNS / 2][4];
+#pragma unroll
+            for (int i = 0; i < ROWS; i++) {
+                if (A_ROWS) {
+                    load_matrices(a[i], (a_at ^ step * 32) + i * 16 * ROW_BYTES);
+                } else if (WORDS) {
+#pragma unroll
+                    for (int e = 0; e < 4; e++)
+                        a[i][e] = load_word((a_at ^ (4 * i + e % 2 * 2) * 16) + (step * 8 + e / 2 * 4) * (BM * 4));
+                } else {
+                    load_matrices_transposed(a[i], (a_at ^ i * 32) + step * 16 * (BM * 2));
+                }
+                if (WORDS) {
+#pragma unroll
+                    for (int e = 0; e < 4; e++) a[i][e] = rounded_to_tf32(a[i][e]);
+                }
+            }
+#pragma unroll
+            for (int j = 0; j < COLUMNS / 2; j++) {
+                if (B_ROWS) {
+                    load_matrices(b[j], (b_at ^ step * 32) + j * 16 * ROW_BYTES);
+                } else if (WORDS) {
+#pragma unroll
+                    for (int e = 0; e < 4; e++)
+                        b[j][e] = load_word((b_at ^ (4 * j + e / 2 * 2) * 16) + (step * 8 + e % 2 * 4) * (BN * 4));
+                } else {
+                    load_matrices_transposed(b[j], (b_at ^ j * 32) + step * 16 * (BN * 2));
+                }
+                if (WORDS) {
+#pragma unroll
+                    for (int e = 0; e < 4; e++) b[j][e] = rounded_to_tf32(b[j][e]);
+                }
+            }
+#pragma unroll
+            for (int i = 0; i < ROWS; i++)
+#pragma unroll
+                for (int j = 0; j < COLUMNS; j++) mma(T(), sums[i][j], a[i], b[j / 2][j % 2 * 2], b[j / 2][j % 2 * 2 + 1]);
+            if (!A_ROWS && with_bias) {
+                unsigned one = WORDS ? 0x3f800000u : 0x3f803f80u;
+#pragma unroll
+                for (int i = 0; i < ROWS; i++) mma(T(), bias[i], a[i], one, one);
+            }
+        }
+    }
+
+    template <typename Put> INLINE void for_bias(Put put) const {
+        int lane = threadIdx.x % 32;
+        if (lane % 4 != 0 || warp_column() != 0) return;
+#pragma unroll
+        for (int i = 0; i < ROWS; i++) {
+            put(warp_row() + i * 16 + lane / 4, bias[i][0]);
+            put(warp_row() + i * 16 + lane / 4 + 8, bias[i][2]);
+        }
+    }
+
+    INLINE void lay_out(float *to) const {
+        int g = threadIdx.x % 32 / 4, t = threadIdx.x % 4;
+#pragma unroll
+        for (int i = 0; i < ROWS; i++)
+#pragma unroll
+            for (int j = 0; j < COLUMNS; j++)
+#pragma unroll
+                for (int half = 0; half < 2; half++) {
+                    int row = warp_row() + i * 16 + half * 8 + g;
+                    int chunk = warp_column() / 4 + j * 2 + t / 2;
+                    float *at = to + row * BN + place<RESULT_ORDER, BN / 4>(row, chunk) * 4 + t % 2 * 2;
+                    *(float2 *)at = make_float2(sums[i][j][half * 2], sums[i][j][half * 2 + 1]);
+                }
+    }
+};
+
+template <class Tile> constexpr int STAGE_BYTES = (Tile::BM + Tile::BN) * ROW_BYTES;
+
+/// Neighbouring results: as many as 16 bytes of T hold.
+template <typename T> struct Values {
+    static constexpr int COUNT = CHUNK<T>;
+    float v[COUNT];
+
+    INLINE void add(const float *p, int count) {
+        if (!p) return;
+#pragma unroll
+        for (int k = 0; k < COUNT; k += GROUP) {
+            Group g = load(p + k, count - k);
+#pragma unroll
+            for (int e = 0; e < GROUP; e++) v[k + e] += g[e];
+        }
+    }
+    INLINE void add(const Bf16 *p, int count) {
+        if (!p) return;
+        if (count == COUNT && is_aligned(p)) {
+            uint4 bits = *(const uint4 *)p;
+            const unsigned word[4] = {bits.x, bits.y, bits.z, bits.w};
+#pragma unroll
+            for (int k = 0; k < COUNT; k++) {
+                unsigned w = word[k / 2];
+                v[k] += __uint_as_float(k % 2 ? w & 0xffff0000u : w << 16);
+            }
+        } else {
+#pragma unroll
+            for (int k = 0; k < COUNT; k++)
+                if (k < count) v[k] += __bfloat162float(p[k]);
+        }
+    }
+    INLINE void write(float *p, int count, bool add) const {
+#pragma unroll
+        for (int k = 0; k < COUNT; k += GROUP)
+            store(p + k, Group{v[k], v[k + 1], v[k + 2], v[k + 3]}, min(count - k, GROUP), add);
+    }
+    INLINE void write(Bf16 *p, int count, bool add) {
+        if (add) this->add((const Bf16 *)p, count);
+        if (count == COUNT && is_aligned(p)) {
+            unsigned word[4];
+#pragma unroll
+            for (int k = 0; k < 4; k++) {
+                __nv_bfloat162 pair = __floats2bfloat162_rn(v[2 * k], v[2 * k + 1]);
+                word[k] = *(const unsigned *)&pair;
+            }
+            *(uint4 *)p = make_uint4(word[0], word[1], word[2], word[3]);
+        } else {
+#pragma unroll
+            for (int k = 0; k < COUNT; k++)
+                if (k < count) p[k] = __float2bfloat16_rn(v[k]);
+        }
+    }
+};
+
+/// Gives `put(row, column, values)` the results of a tile, 16 bytes a thread side by side,
+/// by way of shared memory, which must be free. Columns past the last do not occur.
+template <class Tile, typename T, typename Put>
+INLINE void give(const Tile &tile, float *shared, int rows, int columns, Put put) {
+    constexpr int ALONG = Tile::BN / CHUNK<T> > 0 ? Tile::BN / CHUNK<T> : 1;
+    __syncthreads();
+    tile.lay_out(shared);
+    __syncthreads();
+#pragma unroll 1
+    for (int i = threadIdx.x; i < Tile::BM * ALONG; i += Tile::THREADS) {
+        int row = i / ALONG, column = i % ALONG * CHUNK<T>;
+        if (row >= rows || column >= columns) continue;
+        Values<T> values;
+#pragma unroll
+        for (int k = 0; k < CHUNK<T>; k += 4) {
+            int at = place<Tile::RESULT_ORDER, Tile::BN / 4>(row, (column + k) / 4);
+            float4 f = *(const float4 *)(shared + row * Tile::BN + at * 4);
+            values.v[k] = f.x, values.v[k + 1] = f.y, values.v[k + 2] = f.z, values.v[k + 3] = f.w;
+        }
+        put(row, column, values);
+    }
+}
+
+/// Tiles of the reduction in shared memory: one is multiplied while the next arrives.
+constexpr int STAGES = 2;
+
+/// One tile of a gathering pass. Grid: row tiles, column tiles, groups x lanes.
+template <class Tile, bool FORWARD, bool ALIGNED> INLINE void gather(const ConvGather &p) {
+    using T = typename Tile::T;
+    constexpr int STEP = DEPTH<T>;
+    extern __shared__ __align__(128) unsigned char shared[];
+    int first_row = blockIdx.x * Tile::BM, first_column = blockIdx.y * Tile::BN;
+    int group = blockIdx.z % p.groups, lane = blockIdx.z / p.groups;
+    int from = (int)((Len)p.tiles * lane / p.lanes), to = (int)((Len)p.tiles * (lane + 1) / p.lanes);
+
+    GatheredRows<T, Tile::BM, Tile::THREADS, Tile::SWIZZLE_A, ALIGNED> rows;
+    rows.start(p, first_row);
+    Walk walk = {0, 0, 0, 0};
+    if (ALIGNED) {
+        walk.start<STEP>(p, from);
+        rows.find(p, walk);
+    }
+    auto fetch = [&](int tile) {
+        unsigned left = shared_address(shared) + tile % STAGES * STAGE_BYTES<Tile>;
+        unsigned right = left + Tile::BM * ROW_BYTES;
+        if (ALIGNED) rows.fetch(p, walk, group, left);
+        else rows.fetch_scattered(p, tile * STEP, group, left);
+        if (FORWARD) {
+            WeightRows<T, Tile::BN, Tile::THREADS, Tile::SWIZZLE_B, ALIGNED>::fetch(
+                p, walk, tile * STEP, group, first_column, right);
+        } else {
+            WeightColumns<T, Tile::BN, Tile::THREADS, Tile::ORDER, ALIGNED>::fetch(
+                p, walk, tile * STEP, group, first_column, right);
+        }
+    };
+
+    Tile tile;
+    tile.clear();
+    int arriving = 0;
+    // Tile t is on its way while t - 1 is multiplied.
+#pragma unroll 1
+    for (int t = from; t <= to; t++) {
+        await_copies<0>();
+        __syncthreads();
+        int terms = arriving;
+        if (t < to) {
+            if (ALIGNED && t > from && walk.next<STEP>(p)) rows.find(p, walk);
+            fetch(t);
+            arriving = min(STEP, ALIGNED ? walk.length(p) - walk.channel
+                                         : p.reduced * p.down.taps * p.along.taps - t * STEP);
+        }
+        commit_copies();
+        if (t > from) {
+            tile.template multiply<true, FORWARD>(shared + (t - 1) % STAGES * STAGE_BYTES<Tile>, terms, false);
+        }
+    }
+
+    int channels = p.groups * p.columns, area = p.down.count * p.along.count;
+    bool dense = p.down.step == 1 && p.along.step == 1;
+    give<Tile, T>(tile, (float *)shared, p.pixels - first_row, p.columns - first_column,
+                  [&](int row, int column, Values<T> &values) {
+        int count = min(p.columns - first_column - column, CHUNK<T>);
+        int channel = group * p.columns + first_column + column;
+        Len pixel = first_row + row;
+        int image = 0;
+        if (!dense || p.per_image) {
+            int at = (int)pixel % area;
+            image = (int)pixel / area;
+            int y = p.down.first + p.down.step * (at / p.along.count);
+            int x = p.along.first + p.along.step * (at % p.along.count);
+            pixel = ((Len)image * p.down.length + y) * p.along.length + x;
+        }
+        Len at = pixel * channels + channel;
+        if (p.lanes > 1) {
+            Len size = (Len)p.images * p.down.length * p.along.length * channels;
+            values.write(p.partial + lane * size + at, count, false);
+            return;
+        }
+        if (p.bias) values.add(p.bias + channel, count);
+        if (p.per_image) values.add((const T *)p.per_image + (Len)image * channels + channel, count);
+        if (p.residual) values.add((const T *)p.residual + at, count);
+        values.write((T *)p.y + at, count, p.add);
+    });
+}
+
+/// A position among the pixels of a pass, which moves on by a fixed number.
+struct PixelStep {
+    int images, rows, columns;
+    INLINE PixelStep(const ConvOuter &p, int pixels) {
+        columns = pixels % p.along.count;
+        rows = pixels / p.along.count % p.down.count;
+        images = pixels / (p.along.count * p.down.count);
+    }
+};
+
+struct PixelWalk {
+    int image, y, x;
+    INLINE void move(const ConvOuter &p, const PixelStep &s) {
+        x += s.columns;
+        y += s.rows;
+        image += s.images;
+        if (x >= p.along.count) {
+            x -= p.along.count;
+            y++;
+        }
+        if (y >= p.down.count) {
+            y -= p.down.count;
+            image++;
+        }
+    }
+};
+
+/// One tile of the gradient by the weight. Grid: row tiles, column tiles, groups x lanes.
+/// Lane l takes the tiles l, l + lanes, ... of the pixels.
+template <class Tile, bool ALIGNED> INLINE void outer(const ConvOuter &p) {
+    using T = typename Tile::T;
+    constexpr int STEP = DEPTH<T>, EACH = CHUNK<T>;
+    extern __shared__ __align__(128) unsigned char shared[];
+    int first_row = blockIdx.x * Tile::BM, first_column = blockIdx.y * Tile::BN;
+    int group = blockIdx.z % p.groups, lane = blockIdx.z / p.groups;
+    int all = p.kernel_taps * p.c_in, channels = p.groups * p.c_out;
+
+    // Both operands lie across the reduction: [pixel of the tile][channel].
+    constexpr int A_CHUNKS = Tile::BM / EACH, B_CHUNKS = Tile::BN / EACH;
+    constexpr int A_STEP = Tile::THREADS / A_CHUNKS, B_STEP = Tile::THREADS / B_CHUNKS;
+    static_assert(Tile::THREADS % B_CHUNKS == 0 && STEP % B_STEP == 0, "whole passes");
+    int a_chunk = threadIdx.x % A_CHUNKS, b_chunk = threadIdx.x % B_CHUNKS;
+    int a_row = threadIdx.x / A_CHUNKS, b_row = threadIdx.x / B_CHUNKS;
+
+    // What this thread's columns are.
+    constexpr int KNOWN = ALIGNED ? 1 : EACH;
+    int tap_y[KNOWN], tap_x[KNOWN], pitch[KNOWN];
+    const T *from[KNOWN];
+#pragma unroll
+    for (int e = 0; e < KNOWN; e++) {
+        int column = first_column + b_chunk * EACH + e;
+        bool exists = column < all;
+        int tap = exists ? column / p.c_in : 0;
+        int channel = group * p.c_in + (exists ? column % p.c_in : 0);
+        tap_y[e] = exists ? tap / p.kernel_width : -1;
+        tap_x[e] = tap % p.kernel_width;
+        bool second = channel >= p.x_channels;
+        pitch[e] = second ? p.x2_channels : p.x_channels;
+        from[e] = (const T *)(second ? p.x2 : p.x) + (second ? channel - p.x_channels : channel);
+    }
+    const T *d_y = (const T *)p.d_y;
+    int rows_left = p.c_out - first_row - a_chunk * EACH;
+    int row_channel = rows_left > 0 ? group * p.c_out + first_row + a_chunk * EACH : 0;
+    int height = p.down.source >> p.enlarge, width = p.along.source >> p.enlarge;
+
+    PixelStep small(p, B_STEP), jump(p, (p.lanes - 1) * STEP);
+    PixelWalk walk;
+    int first = lane * STEP + b_row;
+    walk.image = first / (p.down.count * p.along.count);
+    walk.y = first / p.along.count % p.down.count;
+    walk.x = first % p.along.count;
+
+    int stage = 0;
+    auto fetch = [&](int tile) {
+        unsigned a = shared_address(shared) + stage * STAGE_BYTES<Tile>;
+        unsigned b = a + Tile::BM * ROW_BYTES;
+#pragma unroll 8
+        for (int r = a_row; r < STEP; r += A_STEP) {
+            int pixel = tile * STEP + r;
+            bool exists = pixel < p.pixels;
+            const T *source = d_y + (Len)(exists ? pixel : 0) * channels + row_channel;
+            unsigned slot = a + r * (Tile::BM * sizeof(T)) + place<Tile::ORDER, A_CHUNKS>(r, a_chunk) * 16;
+            if (ALIGNED) {
+                copy16(slot, source, exists && rows_left > 0);
+            } else {
+#pragma unroll 1
+                for (int e = 0; e < EACH; e++) {
+                    bool inside = exists && rows_left > e;
+                    copy_element(slot + e * sizeof(T), inside ? source + e : d_y, inside);
+                }
+            }
+        }
+#pragma unroll 8
+        for (int r = b_row; r < STEP; r += B_STEP) {
+            unsigned slot = b + r * (Tile::BN * sizeof(T)) + place<Tile::ORDER, B_CHUNKS>(r, b_chunk) * 16;
+#pragma unroll
+            for (int e = 0; e < KNOWN; e++) {
+                int sy = source_of(p.down, walk.y, tap_y[e]), sx = source_of(p.along, walk.x, tap_x[e]);
+                bool inside = sy >= 0 && sx >= 0 && tap_y[e] >= 0 && walk.image < p.images;
+                int pixel = (walk.image * height + (sy >> p.enlarge)) * width + (sx >> p.enlarge);
+                const T *source = from[e] + (Len)(inside ? pixel : 0) * pitch[e];
+                if (ALIGNED) copy16(slot, source, inside);
+                else copy_element(slot + e * sizeof(T), source, inside);
+            }
+            walk.move(p, small);
+        }
+        walk.move(p, jump);
+    };
+
+    Tile tile;
+    tile.clear();
+    bool with_bias = p.d_bias && blockIdx.y == 0;
+#pragma unroll 1
+    for (int t = lane; t < p.tiles + p.lanes; t += p.lanes) {
+        await_copies<0>();
+        __syncthreads();
+        if (t < p.tiles) fetch(t);
+        commit_copies();
+        stage ^= 1;
+        int before = t - p.lanes;
+        if (before < 0) continue;
+        tile.template multiply<false, false>(shared + stage * STAGE_BYTES<Tile>, min(p.pixels - before * STEP, STEP),
+                                             with_bias);
+    }
+
+    Len weights = (Len)channels * all;
+    float *partial = p.lanes > 1 ? p.partial + lane * (weights + channels) : nullptr;
+    if (with_bias) {
+        tile.for_bias([&](int row, float sum) {
+            if (first_row + row >= p.c_out) return;
+            int at = group * p.c_out + first_row + row;
+            if (partial) partial[weights + at] = sum;
+            else put(p.d_bias + at, sum, p.add_bias);
+        });
+    }
+    if (!p.d_weight) return;
+    float *to = partial ? partial : (float *)p.d_weight;
+    give<Tile, float>(tile, (float *)shared, p.c_out - first_row, all - first_column,
+                      [&](int row, int column, Values<float> &values) {
+        int count = min(all - first_column - column, CHUNK<float>);
+        Len at = (Len)(group * p.c_out + first_row + row) * all + first_column + column;
+        values.write(to + at, count, !partial && p.add);
+    });
+}
+
+/// Combines the lanes of a split reduction in order; a thread has GROUP results.
+template <typename T> INLINE void sum_lanes(const SumLanes &p) {
+    Len i = group_start(), size = p.len + p.len2;
+    int count = group_count(i, size);
+    if (count == 0) return;
+    Group sum = load(p.partial + i, count);
+    for (int lane = 1; lane < p.lanes; lane++) {
+        Group g = load(p.partial + lane * size + i, count);
+#pragma unroll
+        for (int k = 0; k < GROUP; k++) sum[k] += g[k];
+    }
+#pragma unroll
+    for (int k = 0; k < GROUP; k++) {
+        Len at = i + k;
+        if (k >= count) continue;
+        if (at >= p.len) {
+            if (p.y2) put(p.y2 + (at - p.len), sum[k], p.add2);
+            continue;
+        }
+        if (p.bias) sum[k] += p.bias[at % p.channels];
+        if (p.per_image) {
+            sum[k] += (float)((const T *)p.per_image)[at / p.image_len * p.channels + at % p.channels];
+        }
+        if (p.residual) sum[k] += (float)((const T *)p.residual)[at];
+    }
+    if (!p.y || i >= p.len) return;
+    int own = (int)min((Len)count, p.len - i);
+    T *y = (T *)p.y + i;
+    if constexpr (sizeof(T) == 4) {
+        store(y, sum, own, p.add);
+    } else {
+#pragma unroll
+        for (int k = 0; k < GROUP; k++)
+            if (k < own) y[k] = (T)(p.add ? sum[k] + (float)y[k] : sum[k]);
+    }
+}
