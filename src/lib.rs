@@ -18,7 +18,7 @@
 //!   files.
 //! - [`data`]: pictures to learn from; [`picture`]: pictures to look at.
 //! - [`config`]: one validated value for everything; [`train`]: the loop;
-//!   [`predict`]: the bare network.
+//!   [`predict`]: the bare network; [`evaluate`]: scores of samples.
 
 pub mod backend;
 pub mod checkpoint;
@@ -26,6 +26,7 @@ pub mod config;
 pub mod data;
 pub mod diffusion;
 pub mod error;
+pub mod evaluate;
 pub mod model;
 pub mod ops;
 pub mod picture;
