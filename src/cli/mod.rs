@@ -1,5 +1,6 @@
 //! The command line: parse, validate, dispatch.
 
+mod evaluate;
 mod info;
 mod model;
 mod output;
@@ -102,6 +103,13 @@ enum Command {
         after_help = "Example:\n  langevin schedule --steps 500 --set scheduler.beta_schedule=linear --json"
     )]
     Schedule(schedule::ScheduleArgs),
+    /// Score samples against data: Frechet distance, MMD, precision, recall, density, coverage
+    #[command(after_help = "Examples:\n  \
+        langevin evaluate runs/digits --data digits --sampler ddim --steps 50 --pairs closest.png\n  \
+        langevin evaluate pictures/ --data folder:photos --json\n  \
+        langevin evaluate points:moons:1:2000 --data points:moons\n  \
+        langevin evaluate --features features.npz")]
+    Evaluate(evaluate::EvaluateArgs),
     /// Say what a device or a model is and needs
     Info(info::InfoArgs),
 }
@@ -135,6 +143,7 @@ impl Cli {
             Command::Sample(args) => sample::run(args, &self.global),
             Command::Predict(args) => predict::run(args, &self.global),
             Command::Schedule(args) => schedule::run(args, &self.global),
+            Command::Evaluate(args) => evaluate::run(args, &self.global),
             Command::Info(args) => info::run(args, &self.global),
         }
     }

@@ -179,48 +179,21 @@ fn classes(args: &SampleArgs, model: &Model, count: usize) -> Result<(Vec<u32>, 
     }
 }
 
+/// Images of a model and what is said of them.
+pub struct Drawn {
+    pub samples: Samples,
+    pub count: usize,
+    /// `[h, w, c]`
+    pub image: [usize; 3],
+    pub sampler: &'static str,
+    pub seconds: f64,
+}
+
 pub fn run(mut args: SampleArgs, global: &Global) -> Result<()> {
-    let say = |text: String| {
-        if !global.json {
-            eprintln!("{text}");
-        }
-    };
     let model = model::open(&args.model.model, &args.settings.set)?;
-    // Samplers are built on the scheduler's table and its three predictions.
-    let plain = model.denoiser.precondition == Precondition::None && !model.denoiser.correction;
-    if !plain
-        || model.denoiser.process.name() != "ddpm"
-        || !std::sync::Arc::ptr_eq(&model.denoiser.process, &model.sampled)
-        || model.denoiser.prediction != model.scheduler.prediction_type
-    {
-        return Err(Error::Usage(
-            "sampling reads the scheduler's table and prediction_type only: process.* and \
-             denoiser.* are not taken up by the samplers yet"
-                .into(),
-        ));
-    }
-    let config = defaults(&model);
-    let count = args.count.unwrap_or(config.count);
-    let batch = args.batch.unwrap_or(config.batch).min(count);
-    if count == 0 || args.batch == Some(0) {
-        return Err(Error::Usage("--count and --batch must be at least 1".into()));
-    }
-    if batch > MAX_BATCH {
-        return Err(Error::Usage(format!("--batch takes at most {MAX_BATCH}")));
-    }
     check_targets(&args)?;
-    if !args.guidance.is_finite() {
-        return Err(Error::Usage("--guidance must be a finite number".into()));
-    }
-    if args.trajectory == Some(0) {
-        return Err(Error::Usage(
-            "--trajectory takes the updates between two states, 1 or more".into(),
-        ));
-    }
-    langevin::random::check_images(args.first, count as u64)?;
-    let image = image_shape(&model)?;
     if let Some(kind) = args.plot {
-        if !picture::is_plane(&image) || !is_picture(&args.out) {
+        if !picture::is_plane(&image_shape(&model)?) || !is_picture(&args.out) {
             return Err(Error::Usage(
                 "--plot is for models of points in the plane, and --out is then a .png file".into(),
             ));
@@ -234,12 +207,71 @@ pub fn run(mut args: SampleArgs, global: &Global) -> Result<()> {
             args.trajectory.get_or_insert(1);
         }
     }
+    let drawn = draw(&args, &model, global)?;
+    let Drawn { samples, count, image, sampler, seconds } = drawn;
+    let written = write(&args, &model, &samples, count, image)?;
+    if global.json {
+        return output::json(&serde_json::json!({
+            "images": count,
+            "sampler": sampler,
+            "evaluations": samples.evaluations,
+            "seconds": seconds,
+            "written": written,
+        }));
+    }
+    let names: Vec<_> = written.iter().map(|p| format!("`{}`", p.display())).collect();
+    output::line(&format!(
+        "{count} images, {} evaluations of the network, {seconds:.1} s: {}",
+        output::grouped(samples.evaluations),
+        names.join(", ")
+    ))
+}
+
+/// Draws what the arguments ask for, writing nothing.
+pub fn draw(args: &SampleArgs, model: &Model, global: &Global) -> Result<Drawn> {
+    let say = |text: String| {
+        if !global.json {
+            eprintln!("{text}");
+        }
+    };
+    // Samplers are built on the scheduler's table and its three predictions.
+    let plain = model.denoiser.precondition == Precondition::None && !model.denoiser.correction;
+    if !plain
+        || model.denoiser.process.name() != "ddpm"
+        || !std::sync::Arc::ptr_eq(&model.denoiser.process, &model.sampled)
+        || model.denoiser.prediction != model.scheduler.prediction_type
+    {
+        return Err(Error::Usage(
+            "sampling reads the scheduler's table and prediction_type only: process.* and \
+             denoiser.* are not taken up by the samplers yet"
+                .into(),
+        ));
+    }
+    let config = defaults(model);
+    let count = args.count.unwrap_or(config.count);
+    let batch = args.batch.unwrap_or(config.batch).min(count);
+    if count == 0 || args.batch == Some(0) {
+        return Err(Error::Usage("--count and --batch must be at least 1".into()));
+    }
+    if batch > MAX_BATCH {
+        return Err(Error::Usage(format!("--batch takes at most {MAX_BATCH}")));
+    }
+    if !args.guidance.is_finite() {
+        return Err(Error::Usage("--guidance must be a finite number".into()));
+    }
+    if args.trajectory == Some(0) {
+        return Err(Error::Usage(
+            "--trajectory takes the updates between two states, 1 or more".into(),
+        ));
+    }
+    langevin::random::check_images(args.first, count as u64)?;
+    let image = image_shape(model)?;
     let named = args.sampler.is_some();
     let kind = match args.sampler.as_ref().or(config.sampler.as_ref()) {
         Some(name) => Kind::from_name(name)?,
         None => Kind::from_config(&model.scheduler)?,
     };
-    let options = options(&args, &config, kind, named)?;
+    let options = options(args, &config, kind, named)?;
 
     let engine = Engine::new(global.backend()?, 0, false)?;
     let [h, w, c] = image;
@@ -253,7 +285,7 @@ pub fn run(mut args: SampleArgs, global: &Global) -> Result<()> {
             ),
         });
     }
-    let (classes, null_class) = classes(&args, &model, count)?;
+    let (classes, null_class) = classes(args, model, count)?;
     let noise = args.noise.as_ref().map(|path| read_noise(path, count, image)).transpose()?;
     let drawing = Drawing {
         network: &model.network,
@@ -315,22 +347,7 @@ pub fn run(mut args: SampleArgs, global: &Global) -> Result<()> {
     })?;
     bar.finish();
     let seconds = began.elapsed().as_secs_f64();
-    let written = write(&args, &model, &samples, count, image)?;
-    if global.json {
-        return output::json(&serde_json::json!({
-            "images": count,
-            "sampler": kind.name(),
-            "evaluations": samples.evaluations,
-            "seconds": seconds,
-            "written": written,
-        }));
-    }
-    let names: Vec<_> = written.iter().map(|p| format!("`{}`", p.display())).collect();
-    output::line(&format!(
-        "{count} images, {} evaluations of the network, {seconds:.1} s: {}",
-        output::grouped(samples.evaluations),
-        names.join(", ")
-    ))
+    Ok(Drawn { samples, count, image, sampler: kind.name(), seconds })
 }
 
 /// Finds out before hours of drawing that a result could not be written.

@@ -34,6 +34,7 @@ use image::DynamicImage;
 use image::imageops::FilterType;
 
 use crate::{Error, Result};
+pub use npz::read_matrix;
 pub use order::Order;
 
 /// The forms a data SPEC can take, for messages and help.

@@ -45,6 +45,25 @@ pub(super) fn read(path: &Path) -> Result<Raw> {
     Ok(Raw { pixels, shape, labels, classes: Vec::new(), levels: 256 })
 }
 
+/// The array `name` `[n, d]` of an archive, as f32, and its shape.
+///
+/// # Errors
+/// The file or the array is damaged, absent or of another shape.
+pub fn read_matrix(path: &Path, name: &'static str) -> Result<(Vec<f32>, [usize; 2])> {
+    let file = File::open(path).map_err(Error::file("cannot read", path))?;
+    let mut archive = ZipArchive::new(BufReader::new(file)).map_err(|error| {
+        Error::content(path, format!("is not an .npz archive ({error}); write it with numpy.savez"))
+    })?;
+    let wrong = |problem: String| Error::content(path, format!("array `{name}` {problem}"));
+    let array = Array::read(path, &mut archive, &[name])?
+        .ok_or_else(|| wrong("is not in it; write it with numpy.savez".into()))?;
+    let &[n, d] = array.shape.as_slice() else {
+        return Err(wrong(format!("has shape {:?}; [n, d] is needed", array.shape)));
+    };
+    let at = |i: usize| (i / d) * array.strides[0] + (i % d) * array.strides[1];
+    Ok(((0..n * d).map(|i| array.value(at(i)) as f32).collect(), [n, d]))
+}
+
 /// One array of the archive, its elements still as they are stored.
 struct Array {
     name: &'static str,

@@ -1,6 +1,7 @@
 //! The program as a user calls it.
 
 mod errors;
+mod evaluate;
 mod points;
 mod resume;
 mod sample;
