@@ -1,133 +1,193 @@
 //! Loads and stores: which space, then between memory and registers.
 #![allow(unsafe_code)] // Registers and memory are raw bytes.
 
-use super::addresses::{Pattern, addresses, lanes, pattern};
+use super::addresses::{Reach, addresses, lanes, remembered, sectors, wavefronts};
 use super::state::{AccessTable, Context, Fault, Warp};
 use crate::finding::FindingKind;
+use crate::isa::lanes::{Leveled, at_level};
 use crate::isa::{MemOp, MemSpace};
 use crate::memory::{LOCAL_WINDOW, SHARED_WINDOW};
 
 /// Largest access of one lane.
 pub const MAX_LANE_BYTES: usize = 32;
 
-impl Context<'_> {
-    /// Splits generic addresses by window: (space, lanes), addresses made relative.
-    pub fn resolve(&self, space: MemSpace, a: &mut [u64; 32], m: u32) -> Vec<(MemSpace, u32)> {
+/// An executing load or store: whose registers, which lanes, where in the program and the counters.
+#[derive(Clone, Copy)]
+pub struct Site<'p> {
+    /// The frame.
+    pub r: *mut u32,
+    /// The path's number in the warp.
+    pub path: usize,
+    /// The instruction.
+    pub op: &'p MemOp,
+    /// Its position.
+    pub pc: u32,
+    /// Its counter.
+    pub index: usize,
+}
+
+/// A load or store of a warp, compiled for every level.
+struct Transfer<'c, 'p, 'w> {
+    context: &'c mut Context<'p>,
+    warp: &'w mut Warp,
+    site: &'w Site<'p>,
+    m: u32,
+    store: bool,
+}
+
+impl Leveled for Transfer<'_, '_, '_> {
+    type Out = Result<(), Fault>;
+
+    #[inline(always)]
+    unsafe fn run(self) -> Result<(), Fault> {
+        let Transfer { context, warp, site, m, store } = self;
+        // SAFETY: run_path passes the frame of the instruction.
+        let mut a = unsafe { addresses(site.r, &site.op.addr) };
+        match (site.op.space, store) {
+            (MemSpace::Global | MemSpace::Const, false) => context.load_global(warp, site, &a, m),
+            (MemSpace::Global, true) => context.store_global(warp, site, &a, m),
+            (MemSpace::Shared, false) => context.load_shared(warp, site, &a, m),
+            (MemSpace::Shared, true) => context.store_shared(warp, site, &a, m),
+            (space, _) => {
+                for (space, part) in context.resolve(space, &mut a, m) {
+                    if part != 0 {
+                        context.transfer_in(warp, site, &a, part, space, store)?;
+                    }
+                }
+                Ok(())
+            }
+        }
+    }
+}
+
+impl<'p> Context<'p> {
+    /// Splits generic addresses by window, making them relative: spaces and their lanes.
+    #[inline(always)]
+    pub fn resolve(&self, space: MemSpace, a: &mut [u64; 32], m: u32) -> [(MemSpace, u32); 3] {
         if space != MemSpace::Generic {
             let space = if space == MemSpace::Const { MemSpace::Global } else { space };
-            return vec![(space, m)];
+            return [(space, m), (space, 0), (space, 0)];
         }
         let (mut shared, mut local) = (0u32, 0u32);
-        for l in lanes(m) {
-            match a[l] >> 32 {
-                x if x == SHARED_WINDOW >> 32 => {
-                    shared |= 1 << l;
-                    a[l] -= SHARED_WINDOW;
-                }
-                x if x == LOCAL_WINDOW >> 32 => {
-                    local |= 1 << l;
-                    a[l] -= LOCAL_WINDOW;
-                }
-                _ => {}
-            }
+        for (l, a) in a.iter_mut().enumerate() {
+            let window = *a & !0xffff_ffff;
+            let (in_shared, in_local) = (window == SHARED_WINDOW, window == LOCAL_WINDOW);
+            shared |= u32::from(in_shared) << l;
+            local |= u32::from(in_local) << l;
+            *a = if in_shared | in_local { *a & 0xffff_ffff } else { *a };
         }
-        let global = m & !shared & !local;
-        [(MemSpace::Global, global), (MemSpace::Shared, shared), (MemSpace::Local, local)]
-            .into_iter()
-            .filter(|s| s.1 != 0)
-            .collect()
+        [
+            (MemSpace::Global, m & !shared & !local),
+            (MemSpace::Shared, m & shared),
+            (MemSpace::Local, m & local),
+        ]
     }
 
-    pub fn load(
+    /// One space's part of a generic access, counted in the space it turned out to be in.
+    #[inline(never)]
+    fn transfer_in(
+        &mut self,
+        warp: &mut Warp,
+        site: &Site<'p>,
+        a: &[u64; 32],
+        m: u32,
+        space: MemSpace,
+        store: bool,
+    ) -> Result<(), Fault> {
+        let n = self.accesses.len() / 3;
+        let shared = &Site { index: site.index + n, ..*site };
+        let local = &Site { index: site.index + 2 * n, ..*site };
+        match (space, store) {
+            (MemSpace::Shared, false) => self.load_shared(warp, shared, a, m),
+            (MemSpace::Shared, true) => self.store_shared(warp, shared, a, m),
+            (MemSpace::Local, false) => self.load_local(warp, local, a, m),
+            (MemSpace::Local, true) => self.store_local(warp, local, a, m),
+            (MemSpace::Param, _) => self.load_param_at(warp, site, a, m),
+            (_, false) => self.load_global(warp, site, a, m),
+            (_, true) => self.store_global(warp, site, a, m),
+        }
+    }
+
+    /// Executes load or store `k` for the lanes of `m`.
+    ///
+    /// # Safety
+    /// `r` starts the frame of path `path`, which the instruction was decoded for.
+    pub unsafe fn transfer(
         &mut self,
         warp: &mut Warp,
         r: *mut u32,
-        at: usize,
+        path: usize,
         k: u32,
         m: u32,
         pc: u32,
+        store: bool,
     ) -> Result<(), Fault> {
-        let op = self.program.mems[k as usize];
-        // SAFETY: run_path passes the frame of the instruction.
-        let mut a = unsafe { addresses(r, &op.addr) };
+        let op = &self.program.mems[k as usize];
         let index = self.access_index(AccessTable::Mem, k);
-        match op.space {
-            MemSpace::Global | MemSpace::Const => self.load_global(warp, r, &op, &a, m, pc, index),
-            MemSpace::Shared => self.load_shared(warp, r, &op, &a, m, pc, index),
-            _ => {
-                // Generic accesses are counted in the space they turn out to be in.
-                let n = self.accesses.len() / 3;
-                for (space, part) in self.resolve(op.space, &mut a, m) {
-                    match space {
-                        MemSpace::Shared => {
-                            self.load_shared(warp, r, &op, &a, part, pc, index + n)?
-                        }
-                        MemSpace::Local => {
-                            self.load_local(warp, r, at, &op, &a, part, pc, index + 2 * n)?
-                        }
-                        MemSpace::Param => self.load_param_at(warp, r, &op, &a, part, pc)?,
-                        _ => self.load_global(warp, r, &op, &a, part, pc, index)?,
-                    }
-                }
-                Ok(())
-            }
-        }
+        let site = &Site { r, path, op, pc, index };
+        // SAFETY: the caller's promise.
+        unsafe { at_level(Transfer { context: self, warp, site, m, store }) }
     }
 
-    pub fn store(
-        &mut self,
-        warp: &mut Warp,
-        r: *mut u32,
-        at: usize,
-        k: u32,
-        m: u32,
-        pc: u32,
-    ) -> Result<(), Fault> {
-        let op = self.program.mems[k as usize];
-        // SAFETY: run_path passes the frame of the instruction.
-        let mut a = unsafe { addresses(r, &op.addr) };
-        let index = self.access_index(AccessTable::Mem, k);
-        match op.space {
-            MemSpace::Global => self.store_global(warp, r, &op, &a, m, pc, index),
-            MemSpace::Shared => self.store_shared(warp, r, &op, &a, m, pc, index),
-            _ => {
-                // Generic accesses are counted in the space they turn out to be in.
-                let n = self.accesses.len() / 3;
-                for (space, part) in self.resolve(op.space, &mut a, m) {
-                    match space {
-                        MemSpace::Shared => {
-                            self.store_shared(warp, r, &op, &a, part, pc, index + n)?
-                        }
-                        MemSpace::Local => {
-                            self.store_local(warp, r, at, &op, &a, part, pc, index + 2 * n)?
-                        }
-                        _ => self.store_global(warp, r, &op, &a, part, pc, index)?,
-                    }
-                }
-                Ok(())
-            }
-        }
-    }
-
-    /// Pattern of the active lanes' addresses; an error unless all are aligned to the access.
+    /// Surveys the active lanes' addresses; an error unless all are aligned to the access.
     #[inline(always)]
-    pub fn aligned_pattern(
+    pub fn aligned<'a>(
         &self,
         warp: &Warp,
-        a: &[u64; 32],
+        a: &'a [u64; 32],
         m: u32,
         bytes: u64,
         pc: u32,
-    ) -> Result<Pattern, Fault> {
-        let (shape, aligned) = pattern(a, m, bytes, bytes);
-        if aligned { Ok(shape) } else { Err(self.misaligned(warp, a, m, bytes, pc)) }
+    ) -> Result<Reach<'a>, Fault> {
+        let reach = Reach::new(a, m, bytes);
+        if reach.misaligned == 0 { Ok(reach) } else { Err(self.misaligned(warp, &reach, pc)) }
     }
 
     #[cold]
-    fn misaligned(&self, warp: &Warp, a: &[u64; 32], m: u32, bytes: u64, pc: u32) -> Fault {
-        let l = lanes(m).find(|&l| a[l] & (bytes - 1) != 0).unwrap_or(0);
-        let text = format!("address 0x{:x} is not a multiple of {bytes}", a[l]);
-        self.fault(FindingKind::Misaligned, pc, warp.index, l as u32, text)
+    pub fn misaligned(&self, warp: &Warp, reach: &Reach<'_>, pc: u32) -> Fault {
+        let l = reach.misaligned.trailing_zeros();
+        let text =
+            format!("address 0x{:x} is not a multiple of {}", reach.a[l as usize], reach.bytes);
+        self.fault(FindingKind::Misaligned, pc, warp.index, l, text)
+    }
+
+    /// Counts a request to global memory by the bytes its lanes asked for.
+    #[inline(always)]
+    pub fn count_global(&mut self, index: usize, reach: &Reach<'_>, asked: u64) {
+        let Reach { a, m, bytes, .. } = *reach;
+        let touched = match reach.runs().next() {
+            Some(run) if run.only => (run.start + run.len - 1) / 32 - run.start / 32 + 1,
+            Some(_) => remembered(&mut self.patterns[index], a, m, 31, || sectors(a, m, bytes)),
+            None => 0,
+        };
+        let count = &mut self.accesses[index];
+        count.requests += 1;
+        count.sectors += touched;
+        count.bytes += asked;
+        if bytes == 16 {
+            count.bytes_128 += asked;
+        }
+    }
+
+    /// Counts a request to shared memory.
+    #[inline(always)]
+    pub fn count_shared(&mut self, index: usize, reach: &Reach<'_>) {
+        let Reach { a, m, bytes, .. } = *reach;
+        let waves = match reach.runs().next() {
+            Some(run) if run.only && run.shared => 1,
+            Some(run) if run.only && run.lane == 0 => run.len.div_ceil(128),
+            // Moving all addresses by whole words only turns the banks.
+            _ => remembered(&mut self.patterns[index], a, m, 3, || wavefronts(a, m, bytes)),
+        };
+        let asked = bytes * u64::from(m.count_ones());
+        let count = &mut self.accesses[index];
+        count.requests += 1;
+        count.bytes += asked;
+        count.wavefronts += waves;
+        count.ideal_wavefronts += asked.div_ceil(128);
+        if bytes == 16 {
+            count.bytes_128 += asked;
+        }
     }
 }
 
@@ -186,84 +246,140 @@ pub unsafe fn lane_bytes(r: *const u32, op: &MemOp, lane: usize, out: &mut [u8; 
     }
 }
 
+/// One element of each active lane from memory to a register.
+macro_rules! read_element {
+    ($d:expr, $from:expr, $reach:expr, |$x:ident: $t:ty| $value:expr) => {
+        if $reach.m == u32::MAX {
+            for l in 0..32 {
+                let $x = $from.wrapping_add($reach.a[l] as usize).cast::<$t>().read_unaligned();
+                *$d.add(l) = $value;
+            }
+        } else {
+            for l in lanes($reach.m) {
+                let $x = $from.wrapping_add($reach.a[l] as usize).cast::<$t>().read_unaligned();
+                *$d.add(l) = $value;
+            }
+        }
+    };
+}
+
+/// One element of each active lane from a register to memory.
+macro_rules! write_element {
+    ($to:expr, $s:expr, $reach:expr, $t:ty) => {
+        if $reach.m == u32::MAX {
+            for l in 0..32 {
+                let to = $to.wrapping_add($reach.a[l] as usize).cast::<$t>();
+                to.write_unaligned(*$s.add(l) as $t);
+            }
+        } else {
+            for l in lanes($reach.m) {
+                let to = $to.wrapping_add($reach.a[l] as usize).cast::<$t>();
+                to.write_unaligned(*$s.add(l) as $t);
+            }
+        }
+    };
+}
+
 /// Memory to registers. `data` plus an address is the host place of that address.
+///
+/// # Safety
+/// Every active lane's range was checked; the registers lie inside the frame.
 #[inline(always)]
-pub unsafe fn gather(
-    r: *mut u32,
-    op: &MemOp,
-    data: *const u8,
-    a: &[u64; 32],
-    m: u32,
-    shape: Pattern,
-) {
-    // SAFETY: the caller checked every active lane's range.
-    unsafe {
-        let whole = m == u32::MAX && shape == Pattern::Consecutive(0, 32);
-        if whole && op.element == 4 && !op.wide {
-            let from = data.wrapping_add(a[0] as usize).cast::<u32>();
-            let n = op.count as usize;
-            for k in 0..n {
-                if op.regs[k] == u32::MAX {
-                    continue;
-                }
-                let d = r.add(op.regs[k] as usize);
-                if n == 1 {
-                    std::ptr::copy_nonoverlapping(from, d, 32);
-                } else {
-                    for l in 0..32 {
-                        *d.add(l) = *from.add(l * n + k);
+pub unsafe fn gather(r: *mut u32, op: &MemOp, data: *const u8, reach: &Reach<'_>) {
+    let whole = reach.is_whole() && op.element == 4 && !op.wide;
+    for k in 0..op.count as usize {
+        if op.regs[k] == u32::MAX {
+            continue;
+        }
+        let from = data.wrapping_add(k * op.element as usize);
+        // SAFETY: the caller's promise.
+        unsafe {
+            let d = r.add(op.regs[k] as usize);
+            let w = d.cast::<u64>();
+            if whole {
+                let from = from.wrapping_add(reach.a[0] as usize).cast::<u32>();
+                match op.count {
+                    1 => std::ptr::copy_nonoverlapping(from, d, 32),
+                    2 => {
+                        for l in 0..32 {
+                            *d.add(l) = *from.add(2 * l);
+                        }
+                    }
+                    4 => {
+                        for l in 0..32 {
+                            *d.add(l) = *from.add(4 * l);
+                        }
+                    }
+                    n => {
+                        for l in 0..32 {
+                            *d.add(l) = *from.add(l * n as usize);
+                        }
                     }
                 }
+                continue;
             }
-            return;
-        }
-        if whole && op.element == 2 && op.count == 1 && !op.wide && !op.signed {
-            let from = data.wrapping_add(a[0] as usize).cast::<u16>();
-            let d = r.add(op.regs[0] as usize);
-            for l in 0..32 {
-                *d.add(l) = u32::from(*from.add(l));
+            match (op.element, op.wide, op.signed) {
+                (1, false, false) => read_element!(d, from, reach, |x: u8| u32::from(x)),
+                (1, false, true) => read_element!(d, from, reach, |x: i8| i32::from(x) as u32),
+                (2, false, false) => read_element!(d, from, reach, |x: u16| u32::from(x)),
+                (2, false, true) => read_element!(d, from, reach, |x: i16| i32::from(x) as u32),
+                (4, false, _) => read_element!(d, from, reach, |x: u32| x),
+                (1, true, false) => read_element!(w, from, reach, |x: u8| u64::from(x)),
+                (1, true, true) => read_element!(w, from, reach, |x: i8| i64::from(x) as u64),
+                (2, true, false) => read_element!(w, from, reach, |x: u16| u64::from(x)),
+                (2, true, true) => read_element!(w, from, reach, |x: i16| i64::from(x) as u64),
+                (4, true, false) => read_element!(w, from, reach, |x: u32| u64::from(x)),
+                (4, true, true) => read_element!(w, from, reach, |x: i32| i64::from(x) as u64),
+                _ => read_element!(w, from, reach, |x: u64| x),
             }
-            return;
-        }
-        for l in lanes(m) {
-            put_lane(r, op, l, data.wrapping_add(a[l] as usize));
         }
     }
 }
 
 /// Registers to memory.
+///
+/// # Safety
+/// As [`gather`].
 #[inline(always)]
-pub unsafe fn scatter(
-    r: *const u32,
-    op: &MemOp,
-    data: *mut u8,
-    a: &[u64; 32],
-    m: u32,
-    shape: Pattern,
-) {
-    // SAFETY: the caller checked every active lane's range.
-    unsafe {
-        let whole = m == u32::MAX && shape == Pattern::Consecutive(0, 32);
-        if whole && op.element == 4 {
-            let to = data.wrapping_add(a[0] as usize).cast::<u32>();
-            let n = op.count as usize;
-            for k in 0..n {
-                let s = r.add(op.regs[k] as usize);
-                if n == 1 {
-                    std::ptr::copy_nonoverlapping(s, to, 32);
-                } else {
-                    for l in 0..32 {
-                        *to.add(l * n + k) = *s.add(l);
+pub unsafe fn scatter(r: *const u32, op: &MemOp, data: *mut u8, reach: &Reach<'_>) {
+    let whole = reach.is_whole() && op.element == 4;
+    for k in 0..op.count as usize {
+        let to = data.wrapping_add(k * op.element as usize);
+        // SAFETY: the caller's promise.
+        unsafe {
+            let s = r.add(op.regs[k] as usize);
+            if whole {
+                let to = to.wrapping_add(reach.a[0] as usize).cast::<u32>();
+                match op.count {
+                    1 => std::ptr::copy_nonoverlapping(s, to, 32),
+                    2 => {
+                        for l in 0..32 {
+                            *to.add(2 * l) = *s.add(l);
+                        }
+                    }
+                    4 => {
+                        for l in 0..32 {
+                            *to.add(4 * l) = *s.add(l);
+                        }
+                    }
+                    n => {
+                        for l in 0..32 {
+                            *to.add(l * n as usize) = *s.add(l);
+                        }
                     }
                 }
+                continue;
             }
-            return;
-        }
-        for l in lanes(m) {
-            let mut bytes = [0u8; MAX_LANE_BYTES];
-            lane_bytes(r, op, l, &mut bytes);
-            let to = data.wrapping_add(a[l] as usize);
-            std::ptr::copy_nonoverlapping(bytes.as_ptr(), to, (op.element * op.count) as usize);
+            let w = s.cast::<u64>();
+            match (op.element, op.wide) {
+                (1, false) => write_element!(to, s, reach, u8),
+                (2, false) => write_element!(to, s, reach, u16),
+                (4, false) => write_element!(to, s, reach, u32),
+                (1, true) => write_element!(to, w, reach, u8),
+                (2, true) => write_element!(to, w, reach, u16),
+                (4, true) => write_element!(to, w, reach, u32),
+                _ => write_element!(to, w, reach, u64),
+            }
         }
     }
 }

@@ -140,10 +140,10 @@ impl Context<'_> {
         // SAFETY: run_path passes the frame of the instruction.
         let mut a = unsafe { addresses(r, &op.addr) };
         let parts = self.resolve(op.space, &mut a, m);
-        self.aligned_pattern(warp, &a, m, bytes, pc)?;
+        self.aligned(warp, &a, m, bytes, pc)?;
         let start = (self.random() & 31) as u32;
         let index = self.access_index(AccessTable::Atom, k);
-        for (space, part) in parts {
+        for (space, part) in parts.into_iter().filter(|p| p.1 != 0) {
             for step in 0..32 {
                 let lane = (start + step) & 31;
                 if part >> lane & 1 == 0 {

@@ -1,11 +1,10 @@
 //! Global memory: bounds, initialisation, races between blocks, coalescing.
 #![allow(unsafe_code)] // Registers and memory are raw bytes.
 
-use super::access::{gather, scatter};
-use super::addresses::{Pattern, lanes, sectors};
+use super::access::{Site, gather, scatter};
+use super::addresses::{Reach, lanes};
 use super::state::{Context, Fault, Warp};
 use crate::finding::FindingKind;
-use crate::isa::MemOp;
 use crate::memory::{
     GLOBAL_BASE, bits,
     race::{self, Conflict},
@@ -84,9 +83,7 @@ impl Context<'_> {
     ) -> Result<(), Fault> {
         let offset = address - GLOBAL_BASE;
         for word in offset / 4..(offset + bytes).div_ceil(4) {
-            let first = offset.max(word * 4) - word * 4;
-            let end = (offset + bytes).min(word * 4 + 4) - word * 4;
-            let mask = ((1u64 << end) - 1) & !((1 << first) - 1);
+            let mask = race::word_mask(word, offset, bytes);
             // SAFETY: bounds were checked; the table has an entry a word.
             let (entry, old) = unsafe {
                 let entry = self.memory.race_entries().add(word as usize);
@@ -104,171 +101,127 @@ impl Context<'_> {
         Ok(())
     }
 
+    /// Bounds, initialisation and races of a read by runs of neighbouring lanes; false when a lane
+    /// may be at fault.
     #[inline(always)]
-    pub fn load_global(
-        &mut self,
-        warp: &Warp,
-        r: *mut u32,
-        op: &MemOp,
-        a: &[u64; 32],
-        m: u32,
+    pub fn readable_runs(&self, reach: &Reach<'_>, by: race::Accessor) -> bool {
+        let (init, entries) = (self.memory.init_bits(), self.memory.race_entries());
+        for run in reach.runs() {
+            let Some(o) = self.memory.offset(run.start, run.len) else { return false };
+            // SAFETY: offset says the range is inside the reserved space.
+            let ok = unsafe {
+                bits::all_set(init, o, run.len) && race::read_range(entries, o, run.len, by)
+            };
+            if !ok {
+                return false;
+            }
+        }
+        true
+    }
+
+    /// As [`Self::readable_runs`], for a write, which initialises.
+    #[inline(always)]
+    fn writable_runs(&self, reach: &Reach<'_>, by: race::Accessor) -> bool {
+        let (bounds, entries) = (self.memory.addressable_bits(), self.memory.race_entries());
+        for run in reach.runs() {
+            let Some(o) = self.memory.offset(run.start, run.len) else { return false };
+            // SAFETY: offset says the range is inside the reserved space.
+            unsafe {
+                if !bits::all_set(bounds, o, run.len) || !race::write_range(entries, o, run.len, by)
+                {
+                    return false;
+                }
+                bits::put(self.memory.init_bits(), o, run.len, true);
+            }
+        }
+        true
+    }
+
+    /// The same checks lane by lane: names the lane at fault, or finds that order excuses it.
+    #[cold]
+    pub fn check_lanes(
+        &self,
+        warp: u32,
+        reach: &Reach<'_>,
+        write: bool,
+        by: race::Accessor,
         pc: u32,
-        index: usize,
     ) -> Result<(), Fault> {
-        let bytes = u64::from(op.element * op.count);
-        let shape = self.aligned_pattern(warp, a, m, bytes, pc)?;
-        let by = race::Accessor { strong: op.strong, read_only: op.read_only, ..self.accessor };
-        let asked = bytes * u64::from(m.count_ones());
-        let sectors_now = match shape {
-            Pattern::Consecutive(..) | Pattern::Uniform => {
-                let first = m.trailing_zeros();
-                let n = if let Pattern::Consecutive(_, n) = shape { n } else { 1 };
-                let start = a[first as usize];
-                let len = u64::from(n) * bytes;
-                let ok = match self.memory.offset(start, len) {
-                    // SAFETY: offset says the range is inside the reserved space.
-                    Some(o) => unsafe { bits::all_set(self.memory.init_bits(), o, len) },
-                    None => false,
-                };
-                if !ok {
-                    return Err(self.find_bad_lane(warp, a, m, bytes, true, pc));
-                }
-                let offset = start - GLOBAL_BASE;
-                // SAFETY: the range is initialised, so it is inside an allocation.
-                unsafe {
-                    let aligned = (offset | len) & 3 == 0 && !op.strong;
-                    let entry = self.memory.race_entries().add((offset / 4) as usize);
-                    if !aligned || race::read_words(entry, (len / 4) as usize, by) {
-                        for l in lanes(m) {
-                            self.race_lane(warp.index, l as u32, a[l], bytes, false, by, pc)?;
-                        }
-                    }
-                }
-                (start + len - 1) / 32 - start / 32 + 1
+        let map = if write { self.memory.addressable_bits() } else { self.memory.init_bits() };
+        for l in lanes(reach.m) {
+            let (address, lane) = (reach.a[l], l as u32);
+            let ok = match self.memory.offset(address, reach.bytes) {
+                // SAFETY: the range is inside the reserved space.
+                Some(o) => unsafe { bits::all_set(map, o, reach.bytes) },
+                None => false,
+            };
+            if !ok {
+                return Err(self.global_fault(warp, lane, address, reach.bytes, pc));
             }
-            Pattern::Scattered => {
-                for l in lanes(m) {
-                    let ok = match self.memory.offset(a[l], bytes) {
-                        // SAFETY: as above.
-                        Some(o) => unsafe { bits::all_set(self.memory.init_bits(), o, bytes) },
-                        None => false,
-                    };
-                    if !ok {
-                        return Err(self.global_fault(warp.index, l as u32, a[l], bytes, pc));
-                    }
-                    self.race_lane(warp.index, l as u32, a[l], bytes, false, by, pc)?;
-                }
-                sectors(a, m, bytes)
+            self.race_lane(warp, lane, address, reach.bytes, write, by, pc)?;
+            if write {
+                let offset = address - GLOBAL_BASE;
+                // SAFETY: the range is inside an allocation.
+                unsafe { bits::put(self.memory.init_bits(), offset, reach.bytes, true) };
             }
-        };
-        if op.strong {
-            self.note_strong(a, m, false);
-        }
-        let count = &mut self.accesses[index];
-        count.requests += 1;
-        count.sectors += sectors_now;
-        count.bytes += asked;
-        if bytes == 16 {
-            count.bytes_128 += asked;
-        }
-        // SAFETY: every active lane's range was checked; registers lie inside the frame.
-        unsafe {
-            let data = self.memory.data().cast_const().wrapping_sub(GLOBAL_BASE as usize);
-            gather(r, op, data, a, m, shape);
         }
         Ok(())
     }
 
-    #[cold]
-    fn find_bad_lane(
-        &self,
+    #[inline(always)]
+    pub fn load_global(
+        &mut self,
         warp: &Warp,
+        site: &Site<'_>,
         a: &[u64; 32],
         m: u32,
-        bytes: u64,
-        read: bool,
-        pc: u32,
-    ) -> Fault {
-        let map = if read { self.memory.init_bits() } else { self.memory.addressable_bits() };
-        let bad = lanes(m).find(|&l| match self.memory.offset(a[l], bytes) {
-            // SAFETY: the range is inside the reserved space.
-            Some(o) => unsafe { !bits::all_set(map, o, bytes) },
-            None => true,
-        });
-        let l = bad.unwrap_or(0);
-        self.global_fault(warp.index, l as u32, a[l], bytes, pc)
+    ) -> Result<(), Fault> {
+        let Site { r, op, pc, index, .. } = *site;
+        let reach = Reach::new(a, m, op.bytes());
+        if reach.misaligned != 0 {
+            return Err(self.misaligned(warp, &reach, pc));
+        }
+        let by = race::Accessor { strong: op.strong, read_only: op.read_only, ..self.accessor };
+        if !self.readable_runs(&reach, by) {
+            self.check_lanes(warp.index, &reach, false, by, pc)?;
+        }
+        if op.strong {
+            self.note_strong(a, m, false);
+        }
+        self.count_global(index, &reach, op.bytes() * u64::from(m.count_ones()));
+        // SAFETY: every active lane's range was checked; registers lie inside the frame.
+        unsafe {
+            let data = self.memory.data().cast_const().wrapping_sub(GLOBAL_BASE as usize);
+            gather(r, op, data, &reach);
+        }
+        Ok(())
     }
 
     #[inline(always)]
     pub fn store_global(
         &mut self,
         warp: &Warp,
-        r: *mut u32,
-        op: &MemOp,
+        site: &Site<'_>,
         a: &[u64; 32],
         m: u32,
-        pc: u32,
-        index: usize,
     ) -> Result<(), Fault> {
-        let bytes = u64::from(op.element * op.count);
-        let shape = self.aligned_pattern(warp, a, m, bytes, pc)?;
+        let Site { r, op, pc, index, .. } = *site;
+        let reach = Reach::new(a, m, op.bytes());
+        if reach.misaligned != 0 {
+            return Err(self.misaligned(warp, &reach, pc));
+        }
         let by = race::Accessor { strong: op.strong, ..self.accessor };
-        let asked = bytes * u64::from(m.count_ones());
-        let sectors_now;
-        if let Pattern::Consecutive(first, n) = shape {
-            let start = a[first as usize];
-            let len = u64::from(n) * bytes;
-            let ok = match self.memory.offset(start, len) {
-                // SAFETY: offset says the range is inside the reserved space.
-                Some(o) => unsafe { bits::all_set(self.memory.addressable_bits(), o, len) },
-                None => false,
-            };
-            if !ok {
-                return Err(self.find_bad_lane(warp, a, m, bytes, false, pc));
-            }
-            let offset = start - GLOBAL_BASE;
-            // SAFETY: the range is inside an allocation.
-            unsafe {
-                let aligned = (offset | len) & 3 == 0 && !op.strong;
-                let entry = self.memory.race_entries().add((offset / 4) as usize);
-                if !aligned || race::write_words(entry, (len / 4) as usize, by) {
-                    for l in lanes(m) {
-                        self.race_lane(warp.index, l as u32, a[l], bytes, true, by, pc)?;
-                    }
-                }
-                bits::put(self.memory.init_bits(), offset, len, true);
-            }
-            sectors_now = (start + len - 1) / 32 - start / 32 + 1;
-        } else {
-            for l in lanes(m) {
-                let ok = match self.memory.offset(a[l], bytes) {
-                    // SAFETY: as above.
-                    Some(o) => unsafe { bits::all_set(self.memory.addressable_bits(), o, bytes) },
-                    None => false,
-                };
-                if !ok {
-                    return Err(self.global_fault(warp.index, l as u32, a[l], bytes, pc));
-                }
-                self.race_lane(warp.index, l as u32, a[l], bytes, true, by, pc)?;
-                // SAFETY: the range is inside an allocation.
-                unsafe { bits::put(self.memory.init_bits(), a[l] - GLOBAL_BASE, bytes, true) };
-            }
-            sectors_now = sectors(a, m, bytes);
+        if !self.writable_runs(&reach, by) {
+            self.check_lanes(warp.index, &reach, true, by, pc)?;
         }
         if op.strong {
             self.note_strong(a, m, true);
         }
-        let count = &mut self.accesses[index];
-        count.requests += 1;
-        count.sectors += sectors_now;
-        count.bytes += asked;
-        if bytes == 16 {
-            count.bytes_128 += asked;
-        }
-        // SAFETY: every active lane's range was checked.
+        self.count_global(index, &reach, op.bytes() * u64::from(m.count_ones()));
+        // SAFETY: every active lane's range was checked; registers lie inside the frame.
         unsafe {
             let data = self.memory.data().wrapping_sub(GLOBAL_BASE as usize);
-            scatter(r, op, data, a, m, shape);
+            scatter(r, op, data, &reach);
         }
         Ok(())
     }

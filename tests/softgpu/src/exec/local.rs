@@ -1,11 +1,10 @@
 //! Local memory and kernel parameters.
 #![allow(unsafe_code)] // Registers and memory are raw bytes.
 
-use super::access::{MAX_LANE_BYTES, extend, lane_bytes, put_lane};
+use super::access::{MAX_LANE_BYTES, Site, extend, lane_bytes, put_lane};
 use super::addresses::lanes;
 use super::state::{Context, Fault, Warp};
 use crate::finding::FindingKind;
-use crate::isa::MemOp;
 
 impl Context<'_> {
     fn local_range(
@@ -34,18 +33,15 @@ impl Context<'_> {
     pub fn load_local(
         &mut self,
         warp: &Warp,
-        r: *mut u32,
-        at: usize,
-        op: &MemOp,
+        site: &Site<'_>,
         a: &[u64; 32],
         m: u32,
-        pc: u32,
-        index: usize,
     ) -> Result<(), Fault> {
-        let bytes = u64::from(op.element * op.count);
-        self.aligned_pattern(warp, a, m, bytes, pc)?;
+        let Site { r, path, op, pc, index } = *site;
+        let bytes = op.bytes();
+        self.aligned(warp, a, m, bytes, pc)?;
         for l in lanes(m) {
-            let at = self.local_range(warp, at, l, a[l], bytes, pc)?;
+            let at = self.local_range(warp, path, l, a[l], bytes, pc)?;
             let range = at..at + bytes as usize;
             // Unoptimised code copies structures whole, padding and unset members with them.
             if !self.program.debug && self.local_init[range.clone()].contains(&0) {
@@ -69,18 +65,15 @@ impl Context<'_> {
     pub fn store_local(
         &mut self,
         warp: &Warp,
-        r: *mut u32,
-        at: usize,
-        op: &MemOp,
+        site: &Site<'_>,
         a: &[u64; 32],
         m: u32,
-        pc: u32,
-        index: usize,
     ) -> Result<(), Fault> {
-        let bytes = u64::from(op.element * op.count);
-        self.aligned_pattern(warp, a, m, bytes, pc)?;
+        let Site { r, path, op, pc, index } = *site;
+        let bytes = op.bytes();
+        self.aligned(warp, a, m, bytes, pc)?;
         for l in lanes(m) {
-            let at = self.local_range(warp, at, l, a[l], bytes, pc)?;
+            let at = self.local_range(warp, path, l, a[l], bytes, pc)?;
             let mut new = [0u8; MAX_LANE_BYTES];
             // SAFETY: registers lie inside the frame.
             unsafe { lane_bytes(r, op, l, &mut new) };
@@ -142,14 +135,13 @@ impl Context<'_> {
     pub fn load_param_at(
         &mut self,
         warp: &Warp,
-        r: *mut u32,
-        op: &MemOp,
+        site: &Site<'_>,
         a: &[u64; 32],
         m: u32,
-        pc: u32,
     ) -> Result<(), Fault> {
-        let bytes = u64::from(op.element * op.count);
-        self.aligned_pattern(warp, a, m, bytes, pc)?;
+        let Site { r, op, pc, .. } = *site;
+        let bytes = op.bytes();
+        self.aligned(warp, a, m, bytes, pc)?;
         for l in lanes(m) {
             let end = a[l].saturating_add(bytes);
             if end > self.params.len() as u64 {

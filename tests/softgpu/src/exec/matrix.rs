@@ -1,19 +1,75 @@
 //! ldmatrix, stmatrix and mma.sync.
 #![allow(unsafe_code)] // Registers and shared memory are raw.
 
-use super::addresses::addresses;
+use super::addresses::{Reach, addresses};
 use super::state::{AccessTable, Context, Fault, Warp};
 use super::tensor;
+use crate::isa::lanes::{Leveled, at_level};
 use crate::isa::softfloat::{bf16_to_f32, f16_to_f32, f32_to_f16};
-use crate::isa::{MmaOp, MmaType, Op};
-use crate::memory::SHARED_WINDOW;
+use crate::isa::{MatrixOp, MmaOp, MmaType, Op};
+use crate::memory::{SHARED_WINDOW, WordLanes};
 use crate::settings::MmaMode;
 
-impl Context<'_> {
+/// An ldmatrix by all 32 lanes, compiled for every level.
+struct LoadMatrix<'c, 'p, 'w> {
+    context: &'c mut Context<'p>,
+    warp: &'w Warp,
+    r: *mut u32,
+    op: &'p MatrixOp,
+    reach: Reach<'w>,
+    pc: u32,
+}
+
+impl Leveled for LoadMatrix<'_, '_, '_> {
+    type Out = Result<(), Fault>;
+
+    #[inline(always)]
+    unsafe fn run(self) -> Result<(), Fault> {
+        let LoadMatrix { context, warp, r, op, reach, pc } = self;
+        let by = context.shared_access(warp, false);
+        for j in 0..op.count as usize {
+            for row in 0..8 {
+                let at = reach.a[8 * j + row];
+                // Every lane that receives elements of the row has read it. Untransposed, lane
+                // 4 row + part reads bytes 4 part..; transposed, eight lanes read two bytes each
+                // and the first of them stands for its neighbours.
+                let (first, step) =
+                    if op.trans { (row as u32 / 2, 8) } else { (4 * row as u32, 1) };
+                let lanes = WordLanes { first, shift: 0, step, several: false };
+                // SAFETY: what is readable lies inside the bounds.
+                let quick = context.shared.is_readable(at, 16)
+                    && unsafe { context.shared.read_words(at, 4, lanes, by) };
+                if !quick {
+                    context.check_row(warp, at, lanes, (8 * j + row) as u32, pc)?;
+                }
+            }
+            // SAFETY: every row was checked; registers lie inside the frame.
+            unsafe {
+                let d = r.add(op.regs[j] as usize);
+                let mut m = [[0u16; 8]; 8];
+                for (row, out) in m.iter_mut().enumerate() {
+                    let from = context.shared.data().add(reach.a[8 * j + row] as usize);
+                    std::ptr::copy_nonoverlapping(from, out.as_mut_ptr().cast(), 16);
+                }
+                if op.trans {
+                    for t in 0..32 {
+                        let (x, y) = (t / 4, 2 * (t % 4));
+                        *d.add(t) = u32::from(m[y][x]) | u32::from(m[y + 1][x]) << 16;
+                    }
+                } else {
+                    std::ptr::copy_nonoverlapping(m.as_ptr().cast(), d, 32);
+                }
+            }
+        }
+        Ok(())
+    }
+}
+
+impl<'p> Context<'p> {
     /// ldmatrix or stmatrix by all 32 lanes: lanes 8j..8j+7 give the rows of matrix j; register j
     /// of lane t holds row t/4, elements 2(t%4) and the next, or the transpose of that.
     pub fn matrix(&mut self, warp: &mut Warp, r: *mut u32, k: u32, pc: u32) -> Result<(), Fault> {
-        let op = self.program.matrices[k as usize];
+        let op = &self.program.matrices[k as usize];
         let is_load = matches!(self.program.code[pc as usize].op, Op::LdMatrix(_));
         // SAFETY: run_path passes the frame of the instruction.
         let mut a = unsafe { addresses(r, &op.addr) };
@@ -23,95 +79,70 @@ impl Context<'_> {
             }
         }
         let rows = 8 * op.count;
-        let mask = if rows == 32 { u32::MAX } else { (1 << rows) - 1 };
-        self.aligned_pattern(warp, &a, mask, 16, pc)?;
-        let mut waves = 0;
-        for j in 0..op.count as usize {
-            // 8 rows of 16 bytes, consecutive in the best case; each is read by the four lanes of
-            // its row (or, transposed, by four of another), so the row's owner stands for them.
-            for row in 0..8 {
-                let lane = (8 * j + row) as u32;
-                let at = a[8 * j + row];
-                let vars = &self.program.shared_vars;
-                let by = self.shared_access(warp, false);
-                let checked = self.shared.check_bounds(at, 16, vars).and_then(|()| {
-                    if is_load {
-                        self.shared.check_init(at, 16, vars)?;
-                    }
-                    Ok(())
-                });
-                checked.map_err(|(kind, text)| self.fault(kind, pc, warp.index, lane, text))?;
-                if is_load {
-                    self.matrix_race_read(warp, j, row, at, op.trans, pc)?;
-                } else {
-                    let mut bytes = [0u8; 16];
-                    for e in 0..8 {
-                        // SAFETY: registers lie inside the frame.
-                        let h = unsafe { element(r, op.regs[j], row, e, op.trans) };
-                        bytes[2 * e..2 * e + 2].copy_from_slice(&h.to_le_bytes());
-                    }
-                    let stored = self
-                        .shared
-                        .race_write(at, 16, lane, by, &bytes, vars)
-                        .and_then(|()| self.shared.note_write(at, 16, vars));
-                    stored.map_err(|(kind, text)| self.fault(kind, pc, warp.index, lane, text))?;
-                    // SAFETY: bounds were checked.
-                    unsafe {
-                        let to = self.shared.data().add(at as usize);
-                        std::ptr::copy_nonoverlapping(bytes.as_ptr(), to, 16);
-                    }
-                }
-            }
-            waves += super::addresses::wavefronts(&a, 0xff << (8 * j), 16);
-        }
-        if is_load {
-            // SAFETY: every row was checked; registers lie inside the frame.
-            unsafe {
-                for j in 0..op.count as usize {
-                    let mut m = [[0u16; 8]; 8];
-                    for (row, out) in m.iter_mut().enumerate() {
-                        let from = self.shared.data().add(a[8 * j + row] as usize);
-                        std::ptr::copy_nonoverlapping(from, out.as_mut_ptr().cast(), 16);
-                    }
-                    let d = r.add(op.regs[j] as usize);
-                    for t in 0..32 {
-                        let (x, y) = (t / 4, 2 * (t % 4));
-                        let (lo, hi) =
-                            if op.trans { (m[y][x], m[y + 1][x]) } else { (m[x][y], m[x][y + 1]) };
-                        *d.add(t) = u32::from(lo) | u32::from(hi) << 16;
-                    }
-                }
-            }
-        }
+        let mask = u32::MAX >> (32 - rows);
+        let reach = self.aligned(warp, &a, mask, 16, pc)?;
         let index = self.access_index(AccessTable::Matrix, k);
-        let asked = 128 * u64::from(op.count);
-        self.count_shared(index, asked, waves, 16);
+        self.count_shared(index, &reach);
+        if is_load {
+            // SAFETY: the frame is the instruction's.
+            return unsafe { at_level(LoadMatrix { context: self, warp, r, op, reach, pc }) };
+        }
+        for lane in 0..rows as usize {
+            self.store_row(warp, r, op, lane, a[lane], pc)?;
+        }
         Ok(())
     }
 
-    /// Every lane that receives elements of the row has read it.
-    fn matrix_race_read(
-        &mut self,
+    /// The checks of one row lane by lane: names the lane that gave its address.
+    #[inline(never)]
+    fn check_row(
+        &self,
         warp: &Warp,
-        j: usize,
-        row: usize,
         at: u64,
-        trans: bool,
+        lanes: WordLanes,
+        lane: u32,
         pc: u32,
     ) -> Result<(), Fault> {
-        let by = self.shared_access(warp, false);
         let vars = &self.program.shared_vars;
-        for part in 0..4u64 {
-            // Untransposed, lane 4 row + part reads bytes 4 part..; transposed, eight lanes read
-            // two bytes each and the first of them stands for its neighbours.
-            let lane = if trans {
-                (row / 2 + 8 * part as usize) as u32
-            } else {
-                (4 * row) as u32 + part as u32
-            };
-            self.shared.race_read(at + 4 * part, 4, lane, by, vars).map_err(|(kind, text)| {
-                self.fault(kind, pc, warp.index, (8 * j + row) as u32, text)
-            })?;
+        let by = self.shared_access(warp, false);
+        self.shared
+            .check_bounds(at, 16, vars)
+            .and_then(|()| self.shared.check_init(at, 16, vars))
+            .and_then(|()| {
+                (0..4).try_for_each(|part| {
+                    let reader = lanes.first + part as u32 * lanes.step;
+                    self.shared.race_read(at + 4 * part, 4, reader, by, vars)
+                })
+            })
+            .map_err(|(kind, text)| self.fault(kind, pc, warp.index, lane, text))
+    }
+
+    fn store_row(
+        &self,
+        warp: &Warp,
+        r: *mut u32,
+        op: &MatrixOp,
+        lane: usize,
+        at: u64,
+        pc: u32,
+    ) -> Result<(), Fault> {
+        let vars = &self.program.shared_vars;
+        let by = self.shared_access(warp, false);
+        let mut bytes = [0u8; 16];
+        for e in 0..8 {
+            // SAFETY: registers lie inside the frame.
+            let h = unsafe { element(r, op.regs[lane / 8], lane % 8, e, op.trans) };
+            bytes[2 * e..2 * e + 2].copy_from_slice(&h.to_le_bytes());
+        }
+        self.shared
+            .check_bounds(at, 16, vars)
+            .and_then(|()| self.shared.race_write(at, 16, lane as u32, by, &bytes, vars))
+            .and_then(|()| self.shared.note_write(at, 16, vars))
+            .map_err(|(kind, text)| self.fault(kind, pc, warp.index, lane as u32, text))?;
+        // SAFETY: bounds were checked.
+        unsafe {
+            let to = self.shared.data().add(at as usize);
+            std::ptr::copy_nonoverlapping(bytes.as_ptr(), to, 16);
         }
         Ok(())
     }
@@ -125,7 +156,7 @@ impl Context<'_> {
                 MmaMode::Fast
                     if op.ty != MmaType::TF32 && op.k == 16 && !op.half_c && !op.half_d =>
                 {
-                    tensor::fast_k16(r, &op);
+                    at_level(tensor::FastK16 { r, op: &op });
                 }
                 mode => general(r, &op, mode),
             }

@@ -263,6 +263,7 @@ impl<'a> Shared<'a> {
             local_stride,
             hits: vec![0; program.code.len()],
             accesses: vec![AccessCount::default(); 3 * accesses],
+            patterns: std::iter::repeat_with(|| None).take(3 * accesses).collect(),
             block: [0; 3],
             accessor: race::Accessor {
                 block: 0,

@@ -4,7 +4,7 @@
 use std::collections::{HashMap, HashSet};
 use std::sync::Mutex;
 
-use super::addresses::lanes;
+use super::addresses::{PatternMemo, lanes};
 use super::counters::AccessCount;
 use crate::finding::{Finding, FindingKind};
 use crate::isa::Program;
@@ -59,16 +59,17 @@ impl Path {
     }
 }
 
-/// A cp.async that has been issued.
-#[derive(Debug, Clone, Copy)]
-pub struct PendingCopy {
-    pub lane: u32,
-    /// The lane's commit count at issue: the group the copy will belong to.
-    pub group: u32,
-    pub dst: u32,
-    pub src: u64,
+/// A cp.async that a warp has issued.
+pub struct PendingCopies {
+    /// Lanes whose copy has not landed.
+    pub lanes: u32,
+    /// Each lane's commit count at issue: the group the copy will belong to.
+    pub group: [u32; 32],
+    pub dst: [u64; 32],
+    pub src: [u64; 32],
     pub bytes: u32,
-    pub from_source: u32,
+    /// Bytes that come from the source, the rest are zero.
+    pub take: [u32; 32],
     pub pc: u32,
 }
 
@@ -90,7 +91,7 @@ pub struct Warp {
     pub alive: u32,
     pub clocks: [u32; 32],
     pub safe: u32,
-    pub copies: Vec<PendingCopy>,
+    pub copies: Vec<PendingCopies>,
     pub commits: [u32; 32],
     /// Steps since another ready path last had a turn.
     pub hogged: u32,
@@ -187,6 +188,8 @@ pub struct Context<'a> {
     pub local_stride: u32,
     pub hits: Vec<u64>,
     pub accesses: Vec<AccessCount>,
+    /// Address patterns, one beside each count.
+    pub patterns: Vec<Option<Box<PatternMemo>>>,
     pub block: [u32; 3],
     pub accessor: race::Accessor,
     pub ordering: &'a Ordering,

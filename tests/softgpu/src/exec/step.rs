@@ -135,13 +135,15 @@ impl Context<'_> {
                 }
                 Op::Ld(k) => {
                     if m != 0 {
-                        self.load(warp, r, at, k, m, pc)?;
+                        // SAFETY: the frames are those the instruction was decoded for.
+                        unsafe { self.transfer(warp, r, at, k, m, pc, false)? };
                     }
                     pc += 1;
                 }
                 Op::St(k) => {
                     if m != 0 {
-                        self.store(warp, r, at, k, m, pc)?;
+                        // SAFETY: as above.
+                        unsafe { self.transfer(warp, r, at, k, m, pc, true)? };
                     }
                     pc += 1;
                 }

@@ -6,7 +6,7 @@
 //! blocks of the chip's length.
 #![allow(unsafe_code)] // Registers are raw lane arrays.
 
-use crate::isa::lanes::{Level, level};
+use crate::isa::lanes::Leveled;
 use crate::isa::softfloat::{bf16_to_f32, f16_to_f32};
 use crate::isa::{MmaOp, MmaType};
 use crate::settings::MmaMode;
@@ -153,35 +153,23 @@ fn pack(sum: i64, exponent: i32) -> f32 {
     f32::from_bits(sign | bits)
 }
 
-/// m16n8k16 on 16-bit inputs with f32 sums: even and odd k in two chains.
-///
-/// # Safety
-/// The operation's registers lie inside the frame `r` starts.
-pub unsafe fn fast_k16(r: *mut u32, op: &MmaOp) {
-    // SAFETY: the caller's promise; features are checked before they are used.
-    unsafe {
-        #[cfg(target_arch = "x86_64")]
-        match level() {
-            Level::V4 => return fast_k16_v4(r, op),
-            Level::V3 => return fast_k16_v3(r, op),
-            Level::Base => {}
-        }
-        fast_k16_body(r, op);
+/// m16n8k16 on 16-bit inputs with f32 sums: even and odd k in two chains. The operation's registers
+/// lie inside the frame `r` starts.
+pub struct FastK16<'a> {
+    /// The frame.
+    pub r: *mut u32,
+    /// The operation.
+    pub op: &'a MmaOp,
+}
+
+impl Leveled for FastK16<'_> {
+    type Out = ();
+
+    #[inline(always)]
+    unsafe fn run(self) {
+        // SAFETY: forwarded.
+        unsafe { fast_k16_body(self.r, self.op) }
     }
-}
-
-#[cfg(target_arch = "x86_64")]
-#[target_feature(enable = "avx2,fma,bmi1,bmi2")]
-unsafe fn fast_k16_v3(r: *mut u32, op: &MmaOp) {
-    // SAFETY: forwarded.
-    unsafe { fast_k16_body(r, op) }
-}
-
-#[cfg(target_arch = "x86_64")]
-#[target_feature(enable = "avx2,fma,bmi1,bmi2,avx512f,avx512bw,avx512dq,avx512vl")]
-unsafe fn fast_k16_v4(r: *mut u32, op: &MmaOp) {
-    // SAFETY: forwarded.
-    unsafe { fast_k16_body(r, op) }
 }
 
 #[inline(always)]
@@ -206,15 +194,19 @@ unsafe fn fast_k16_body(r: *mut u32, op: &MmaOp) {
         for i in 0..4 {
             widen(r.add(op.a[i] as usize), op.ty, &mut a_lo[i], &mut a_hi[i]);
         }
+        // D may be the registers of C in another order.
+        let mut c = [[0f32; 32]; 4];
+        for i in 0..4 {
+            let from = r.add(op.c[i] as usize).cast();
+            std::ptr::copy_nonoverlapping(from, c[i].as_mut_ptr(), 32);
+        }
         for m in 0..16 {
             let (g, half) = (m % 8, m / 8);
-            let even_c = r.add(op.c[2 * half] as usize + 4 * g).cast::<f32>();
-            let odd_c = r.add(op.c[2 * half + 1] as usize + 4 * g).cast::<f32>();
             let mut even = [0f32; 8];
             let mut odd = [0f32; 8];
             for q in 0..4 {
-                even[2 * q] = *even_c.add(q);
-                even[2 * q + 1] = *odd_c.add(q);
+                even[2 * q] = c[2 * half][4 * g + q];
+                even[2 * q + 1] = c[2 * half + 1][4 * g + q];
             }
             for k in (0..16).step_by(2) {
                 let (reg, lane) = (half + 2 * (k / 8), 4 * g + k % 8 / 2);
@@ -224,7 +216,6 @@ unsafe fn fast_k16_body(r: *mut u32, op: &MmaOp) {
                     odd[n] = y.mul_add(b[k + 1][n], odd[n]);
                 }
             }
-            // C of this row has been read, so D may take its place.
             let even_d = r.add(op.d[2 * half] as usize + 4 * g).cast::<f32>();
             let odd_d = r.add(op.d[2 * half + 1] as usize + 4 * g).cast::<f32>();
             for q in 0..4 {

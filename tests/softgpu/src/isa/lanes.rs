@@ -51,6 +51,51 @@ pub fn level() -> Level {
     })
 }
 
+/// Work that is compiled for every level and run at the machine's best.
+pub trait Leveled {
+    /// What it returns.
+    type Out;
+
+    /// Does it. Implementations are `#[inline(always)]`, and so is what they call in their loops,
+    /// so that it is compiled for the level it is called from.
+    ///
+    /// # Safety
+    /// What the implementation says.
+    unsafe fn run(self) -> Self::Out;
+}
+
+#[cfg(target_arch = "x86_64")]
+#[target_feature(enable = "avx2,fma,bmi1,bmi2,lzcnt,popcnt")]
+unsafe fn run_v3<W: Leveled>(work: W) -> W::Out {
+    // SAFETY: forwarded.
+    unsafe { work.run() }
+}
+
+#[cfg(target_arch = "x86_64")]
+#[target_feature(enable = "avx2,fma,bmi1,bmi2,lzcnt,popcnt,avx512f,avx512bw,avx512dq,avx512vl")]
+unsafe fn run_v4<W: Leveled>(work: W) -> W::Out {
+    // SAFETY: forwarded.
+    unsafe { work.run() }
+}
+
+/// Runs work compiled for this machine's level.
+///
+/// # Safety
+/// As the work's `run`.
+#[inline(always)]
+pub unsafe fn at_level<W: Leveled>(work: W) -> W::Out {
+    // SAFETY: the caller's promise; the level says the features are there.
+    unsafe {
+        match level() {
+            #[cfg(target_arch = "x86_64")]
+            Level::V4 => run_v4(work),
+            #[cfg(target_arch = "x86_64")]
+            Level::V3 => run_v3(work),
+            _ => work.run(),
+        }
+    }
+}
+
 /// Conjures the closure back from its type.
 #[inline(always)]
 fn revive<F: Copy>() -> F {

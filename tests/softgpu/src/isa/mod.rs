@@ -196,6 +196,14 @@ pub struct MemOp {
     pub read_only: bool,
 }
 
+impl MemOp {
+    /// Bytes one lane accesses.
+    #[inline(always)]
+    pub fn bytes(&self) -> u64 {
+        u64::from(self.element * self.count)
+    }
+}
+
 /// How an atomic combines.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[allow(missing_docs)]

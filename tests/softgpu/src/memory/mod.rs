@@ -1,14 +1,16 @@
 //! Device memory and its shadow: what is addressable, what is initialised, who touched it last.
 
 pub mod bits;
+mod clocks;
 mod device;
 pub mod race;
 mod region;
 mod shared;
 
+pub use clocks::{Access, WordLanes};
 pub use device::{AllocError, DeviceMemory};
 pub use region::Region;
-pub use shared::{Access, SharedMemory};
+pub use shared::SharedMemory;
 
 /// Device addresses start here: far from host addresses, so that mixing them up is noticed.
 pub const GLOBAL_BASE: u64 = 1 << 44;

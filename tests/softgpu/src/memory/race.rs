@@ -6,8 +6,6 @@
 //! never invents one: a finding needs an entry that a conflicting block really wrote.
 #![allow(unsafe_code)] // The table spans reserved address space.
 
-use crate::isa::lanes::{Level, level};
-
 const BLOCK_BITS: u32 = 18;
 const BLOCK: u64 = (1 << BLOCK_BITS) - 1;
 /// The reader field when several blocks have read.
@@ -102,15 +100,71 @@ pub fn write(entry: u64, by: Accessor, mask: u64) -> (u64, Option<Conflict>) {
     (new, conflict)
 }
 
+/// Bytes of word `word` inside `at .. at + bytes`, as a mask.
 #[inline(always)]
-unsafe fn read_words_body(p: *mut u64, n: usize, by: Accessor) -> bool {
+pub fn word_mask(word: u64, at: u64, bytes: u64) -> u64 {
+    let first = at.max(word * 4) - word * 4;
+    let end = (at + bytes).min(word * 4 + 4) - word * 4;
+    ((1 << end) - 1) & !((1 << first) - 1)
+}
+
+/// Reads of bytes `at .. at + bytes`: false when something may conflict and must be looked at word
+/// by word.
+///
+/// # Safety
+/// `entries` has an entry for every word of the range.
+#[inline(always)]
+pub unsafe fn read_range(entries: *mut u64, at: u64, bytes: u64, by: Accessor) -> bool {
+    // SAFETY: the caller's promise.
+    unsafe {
+        if (at | bytes) & 3 == 0 && !by.strong {
+            return read_words(entries.add((at / 4) as usize), (bytes / 4) as usize, by);
+        }
+        for word in at / 4..(at + bytes).div_ceil(4) {
+            let entry = entries.add(word as usize);
+            let (new, conflict) = read(*entry, by, word_mask(word, at, bytes));
+            if conflict.is_some() {
+                return false;
+            }
+            *entry = new;
+        }
+        true
+    }
+}
+
+/// As [`read_range`], for writes.
+///
+/// # Safety
+/// As [`read_range`].
+#[inline(always)]
+pub unsafe fn write_range(entries: *mut u64, at: u64, bytes: u64, by: Accessor) -> bool {
+    // SAFETY: the caller's promise.
+    unsafe {
+        if (at | bytes) & 3 == 0 && !by.strong {
+            return write_words(entries.add((at / 4) as usize), (bytes / 4) as usize, by);
+        }
+        for word in at / 4..(at + bytes).div_ceil(4) {
+            let entry = entries.add(word as usize);
+            let (new, conflict) = write(*entry, by, word_mask(word, at, bytes));
+            if conflict.is_some() {
+                return false;
+            }
+            *entry = new;
+        }
+        true
+    }
+}
+
+/// Whole words read by ordinary loads.
+#[inline(always)]
+unsafe fn read_words(p: *mut u64, n: usize, by: Accessor) -> bool {
     let mut bad = 0u64;
     let fresh = by.epoch << EPOCH;
     let set = 15 << RMASK | 15 << RTOUCH;
     // Through the read-only path not even the block's own stores may be read.
     let allowed = if by.read_only { 0 } else { by.block };
     for k in 0..n {
-        // SAFETY: the caller of the public function promises n entries.
+        // SAFETY: the caller promises n entries.
         unsafe {
             let entry = *p.add(k);
             let e = if entry >> EPOCH == by.epoch { entry } else { fresh };
@@ -121,17 +175,19 @@ unsafe fn read_words_body(p: *mut u64, n: usize, by: Accessor) -> bool {
             *p.add(k) = (e & !(BLOCK << READER)) | reader << READER | set;
         }
     }
-    bad != 0
+    bad == 0
 }
 
+/// Whole words written by ordinary stores. Entries in conflict are left as they were, for the
+/// word-by-word check to see.
 #[inline(always)]
-unsafe fn write_words_body(p: *mut u64, n: usize, by: Accessor) -> bool {
+unsafe fn write_words(p: *mut u64, n: usize, by: Accessor) -> bool {
     let mut bad = 0u64;
     let fresh = by.epoch << EPOCH;
     let clear = BLOCK | 15 << WMASK | 1 << STRONG;
     let set = by.block | 15 << WMASK | 15 << WTOUCH;
     for k in 0..n {
-        // SAFETY: the caller of the public function promises n entries.
+        // SAFETY: the caller promises n entries.
         let entry = unsafe { *p.add(k) };
         let e = if entry >> EPOCH == by.epoch { entry } else { fresh };
         let writer = e & BLOCK;
@@ -140,8 +196,7 @@ unsafe fn write_words_body(p: *mut u64, n: usize, by: Accessor) -> bool {
         bad |= u64::from(reader != 0) & u64::from(reader != by.block);
     }
     if bad != 0 {
-        // Left as they were, for the word-by-word check to see what is in conflict.
-        return true;
+        return false;
     }
     for k in 0..n {
         // SAFETY: as above.
@@ -151,72 +206,7 @@ unsafe fn write_words_body(p: *mut u64, n: usize, by: Accessor) -> bool {
             *p.add(k) = (e & !clear) | set;
         }
     }
-    false
-}
-
-#[cfg(target_arch = "x86_64")]
-#[target_feature(enable = "avx2,bmi1,bmi2")]
-unsafe fn read_words_v3(p: *mut u64, n: usize, by: Accessor) -> bool {
-    // SAFETY: forwarded.
-    unsafe { read_words_body(p, n, by) }
-}
-
-#[cfg(target_arch = "x86_64")]
-#[target_feature(enable = "avx2,bmi1,bmi2,avx512f,avx512bw,avx512dq,avx512vl")]
-unsafe fn read_words_v4(p: *mut u64, n: usize, by: Accessor) -> bool {
-    // SAFETY: forwarded.
-    unsafe { read_words_body(p, n, by) }
-}
-
-#[cfg(target_arch = "x86_64")]
-#[target_feature(enable = "avx2,bmi1,bmi2")]
-unsafe fn write_words_v3(p: *mut u64, n: usize, by: Accessor) -> bool {
-    // SAFETY: forwarded.
-    unsafe { write_words_body(p, n, by) }
-}
-
-#[cfg(target_arch = "x86_64")]
-#[target_feature(enable = "avx2,bmi1,bmi2,avx512f,avx512bw,avx512dq,avx512vl")]
-unsafe fn write_words_v4(p: *mut u64, n: usize, by: Accessor) -> bool {
-    // SAFETY: forwarded.
-    unsafe { write_words_body(p, n, by) }
-}
-
-/// Whole words read by ordinary loads: true when something may conflict and must be looked at word
-/// by word.
-///
-/// # Safety
-/// `p` starts `n` entries.
-#[inline(always)]
-pub unsafe fn read_words(p: *mut u64, n: usize, by: Accessor) -> bool {
-    #[cfg(target_arch = "x86_64")]
-    match level() {
-        // SAFETY: the level says the features are there; the entries are the caller's promise.
-        Level::V4 => return unsafe { read_words_v4(p, n, by) },
-        // SAFETY: as above.
-        Level::V3 => return unsafe { read_words_v3(p, n, by) },
-        Level::Base => {}
-    }
-    // SAFETY: the caller's promise.
-    unsafe { read_words_body(p, n, by) }
-}
-
-/// Whole words written by ordinary stores.
-///
-/// # Safety
-/// `p` starts `n` entries.
-#[inline(always)]
-pub unsafe fn write_words(p: *mut u64, n: usize, by: Accessor) -> bool {
-    #[cfg(target_arch = "x86_64")]
-    match level() {
-        // SAFETY: the level says the features are there; the entries are the caller's promise.
-        Level::V4 => return unsafe { write_words_v4(p, n, by) },
-        // SAFETY: as above.
-        Level::V3 => return unsafe { write_words_v3(p, n, by) },
-        Level::Base => {}
-    }
-    // SAFETY: the caller's promise.
-    unsafe { write_words_body(p, n, by) }
+    true
 }
 
 /// Bytes of an entry that were read and written in launch `epoch`.
