@@ -6,7 +6,7 @@ use criterion::{Criterion, Throughput, criterion_group, criterion_main};
 use langevin::backend::cpu::Cpu;
 use langevin::backend::{Engine, Loaded, WeightSet};
 use langevin::diffusion::sampler::run::{Settings, step_plan};
-use langevin::diffusion::sampler::{Kind, Options, Program};
+use langevin::diffusion::sampler::{Kind, Options, Program, Setup};
 use langevin::diffusion::scheduler::SchedulerConfig;
 use langevin::plan::{DType, Role, TensorId};
 use langevin::random::image_keys;
@@ -48,7 +48,8 @@ fn updates(criterion: &mut Criterion) {
     let cases = [("ddpm", Kind::Ddpm, &clipped), ("ddim", Kind::Ddim, &clipped)];
     for (name, kind, config) in cases.into_iter().chain([("thresholded", Kind::Ddim, &thresholded)])
     {
-        let program = Program::new(kind, config, &Options::default()).expect("valid");
+        let setup = Setup::of_scheduler(config, Options::default()).expect("valid");
+        let program = Program::new(kind, &setup).expect("valid");
         let (mut engine, loaded) = prepare(&program);
         let mut group = criterion.benchmark_group(format!("sampler_step/{name}/cpu"));
         let bytes = 3 * 4 * BATCH * SHAPE.iter().product::<usize>();

@@ -11,7 +11,7 @@ use langevin::backend::cpu::Cpu;
 use langevin::backend::{Engine, WeightSet};
 use langevin::config::{self, Config};
 use langevin::diffusion::sampler::run::Request;
-use langevin::diffusion::sampler::{Kind, Options};
+use langevin::diffusion::sampler::{Kind, Options, Setup};
 use langevin::model::Network;
 use langevin::ops::noising::coefficient;
 use langevin::plan::Space;
@@ -123,9 +123,12 @@ fn sampling(c: &mut Criterion, limit: f64, preset: &str, n: usize) {
     let steps = 10;
     let drawing = Drawing {
         network: &network,
-        scheduler: &config.scheduler,
         kind: Kind::Ddim,
-        options: Options { steps: Some(steps), ..Options::default() },
+        setup: Setup::of_scheduler(
+            &config.scheduler,
+            Options { steps: Some(steps), ..Options::default() },
+        )
+        .expect("valid"),
         image,
         batch: n,
         guidance: 1.0,

@@ -2,8 +2,7 @@
 
 use crate::backend::{Engine, Loaded, Requirement, WeightSet};
 use crate::diffusion::sampler::run::{Request, Samples, Sampling, Settings, step_plan};
-use crate::diffusion::sampler::{Kind, Options, Program};
-use crate::diffusion::scheduler::SchedulerConfig;
+use crate::diffusion::sampler::{Kind, Program, Setup};
 use crate::error::{Error, Result};
 use crate::model::{Conditioning, Network, NetworkInputs};
 use crate::plan::{DType, Plan};
@@ -13,9 +12,9 @@ use crate::plan::{DType, Plan};
 #[allow(missing_docs)]
 pub struct Drawing<'a> {
     pub network: &'a Network,
-    pub scheduler: &'a SchedulerConfig,
     pub kind: Kind,
-    pub options: Options,
+    /// The network as a denoiser, what it is sampled under, and choices.
+    pub setup: Setup,
     /// `[h, w, c]`
     pub image: [usize; 3],
     /// Images of one batch.
@@ -63,7 +62,7 @@ impl Drawing<'_> {
                 self.network.out_channels()
             )));
         }
-        let sampler = Program::new(self.kind, self.scheduler, &self.options)?;
+        let sampler = Program::new(self.kind, &self.setup)?;
         let settings = Settings {
             batch: self.batch,
             shape: vec![h, w, c],

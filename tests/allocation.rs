@@ -10,7 +10,7 @@ use langevin::backend::cpu::Cpu;
 use langevin::backend::{Engine, WeightSet};
 use langevin::config::TrainConfig;
 use langevin::diffusion::sampler::run::{self, Request, Sampling, Settings, step_plan};
-use langevin::diffusion::sampler::{self, Kind, Options};
+use langevin::diffusion::sampler::{self, Kind, Options, Setup};
 use langevin::diffusion::scheduler::SchedulerConfig;
 use langevin::model::{Network, NetworkInputs, UNetConfig};
 use langevin::ops::noising::coefficient;
@@ -137,8 +137,8 @@ fn sampling(network: &Network) -> usize {
     let parameters = network.parameters().expect("builds");
     let mut engine = Engine::new(cpu(), parameters.arena_len(), false).expect("memory");
     let options = Options { steps: Some(6), ..Options::default() };
-    let program = sampler::Program::new(Kind::Ddpm, &SchedulerConfig::default(), &options)
-        .expect("a program");
+    let setup = Setup::of_scheduler(&SchedulerConfig::default(), options).expect("valid");
+    let program = sampler::Program::new(Kind::Ddpm, &setup).expect("a program");
     let shape = network.sample_shape().expect("a size").to_vec();
     let class = network.classes().map(|_| DType::U32);
     let settings =

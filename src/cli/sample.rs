@@ -10,7 +10,7 @@ use langevin::checkpoint::tensors::{self, Tensor, nchw_to_nhwc, nhwc_to_nchw};
 use langevin::config::{MAX_BATCH, SampleConfig};
 use langevin::diffusion::denoiser::Precondition;
 use langevin::diffusion::sampler::run::{Request, Samples};
-use langevin::diffusion::sampler::{Kind, Options};
+use langevin::diffusion::sampler::{Kind, Options, Setup};
 use langevin::model::Conditioning;
 use langevin::plan::Space;
 use langevin::sample::Drawing;
@@ -145,7 +145,7 @@ fn options(args: &SampleArgs, config: &SampleConfig, kind: Kind, named: bool) ->
     for assignment in &args.settings.set {
         let Some(setting) = assignment.trim().strip_prefix("sampler.") else { continue };
         let (key, value) = setting.split_once('=').unwrap_or((setting, ""));
-        options.set(key.trim(), value.trim())?;
+        options.set(kind, key.trim(), value.trim())?;
     }
     Ok(options)
 }
@@ -289,9 +289,8 @@ pub fn draw(args: &SampleArgs, model: &Model, global: &Global) -> Result<Drawn> 
     let noise = args.noise.as_ref().map(|path| read_noise(path, count, image)).transpose()?;
     let drawing = Drawing {
         network: &model.network,
-        scheduler: &model.scheduler,
         kind,
-        options,
+        setup: Setup::of_scheduler(&model.scheduler, options)?,
         image,
         batch,
         guidance: args.guidance,

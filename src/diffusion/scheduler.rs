@@ -1,8 +1,13 @@
 //! diffusers' scheduler configuration (`scheduler_config.json`), in and out.
 //!
-//! Field names, defaults and meaning are those of diffusers 0.42. A file of
-//! another class is kept whole, so that writing it again loses nothing; its
-//! schedule fields can still drive `ddpm` and `ddim`.
+//! Field names, defaults and meaning are those of diffusers 0.42. Seven classes
+//! are followed field by field ([`FOLLOWED`]); a file of another class is kept
+//! whole, so that writing it again loses nothing, and its schedule can still
+//! drive every sampler.
+//!
+//! A field that is absent has its class's default where it says what the table
+//! is, and the default of the class that samples where it says how to sample:
+//! so does diffusers' `Scheduler.from_config`.
 
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
@@ -15,6 +20,161 @@ use crate::error::{Error, Result};
 const DIFFUSERS_VERSION: &str = "0.42.1";
 /// More steps than this is a mistake.
 const MOST_STEPS: usize = 1_000_000;
+
+/// Fields of every class followed, after which come each class's own with their
+/// defaults, as JSON.
+const COMMON: &[&str] = &[
+    "num_train_timesteps",
+    "beta_start",
+    "beta_end",
+    "beta_schedule",
+    "prediction_type",
+    "timestep_spacing",
+    "steps_offset",
+];
+
+const CLIPPING: [(&str, &str); 2] = [("clip_sample", "true"), ("clip_sample_range", "1.0")];
+const THRESHOLDING: [(&str, &str); 3] = [
+    ("thresholding", "false"),
+    ("dynamic_thresholding_ratio", "0.995"),
+    ("sample_max_value", "1.0"),
+];
+const SIGMAS: [(&str, &str); 3] = [
+    ("use_karras_sigmas", "false"),
+    ("use_exponential_sigmas", "false"),
+    ("use_beta_sigmas", "false"),
+];
+const TRAINED_BETAS: (&str, &str) = ("trained_betas", "null");
+const ZERO_SNR: (&str, &str) = ("rescale_betas_zero_snr", "false");
+const FINAL: (&str, &str) = ("final_sigmas_type", "\"zero\"");
+
+/// A class of diffusers that is followed field by field.
+pub struct Class {
+    /// diffusers' name.
+    pub name: &'static str,
+    /// Its default `timestep_spacing`.
+    pub spacing: Spacing,
+    /// Its fields beside the common ones, with their defaults as JSON.
+    fields: &'static [&'static [(&'static str, &'static str)]],
+}
+
+/// The classes of diffusers that are followed.
+pub const FOLLOWED: &[Class] = &[
+    Class {
+        name: "DDPMScheduler",
+        spacing: Spacing::Leading,
+        fields: &[
+            &CLIPPING,
+            &THRESHOLDING,
+            &[TRAINED_BETAS, ZERO_SNR, ("variance_type", "\"fixed_small\"")],
+        ],
+    },
+    Class {
+        name: "DDIMScheduler",
+        spacing: Spacing::Leading,
+        fields: &[
+            &CLIPPING,
+            &THRESHOLDING,
+            &[TRAINED_BETAS, ZERO_SNR, ("set_alpha_to_one", "true")],
+        ],
+    },
+    Class {
+        name: "EulerDiscreteScheduler",
+        spacing: Spacing::Linspace,
+        fields: &[
+            &SIGMAS,
+            &[
+                TRAINED_BETAS,
+                ZERO_SNR,
+                FINAL,
+                ("interpolation_type", "\"linear\""),
+                ("timestep_type", "\"discrete\""),
+                ("sigma_min", "null"),
+                ("sigma_max", "null"),
+            ],
+        ],
+    },
+    Class {
+        name: "EulerAncestralDiscreteScheduler",
+        spacing: Spacing::Linspace,
+        fields: &[&[TRAINED_BETAS, ZERO_SNR]],
+    },
+    Class {
+        name: "HeunDiscreteScheduler",
+        spacing: Spacing::Linspace,
+        fields: &[
+            &SIGMAS,
+            &[TRAINED_BETAS, ("clip_sample", "false"), ("clip_sample_range", "1.0")],
+        ],
+    },
+    Class {
+        name: "DPMSolverMultistepScheduler",
+        spacing: Spacing::Linspace,
+        fields: &[
+            &SIGMAS,
+            &THRESHOLDING,
+            &[
+                TRAINED_BETAS,
+                ZERO_SNR,
+                FINAL,
+                ("solver_order", "2"),
+                ("algorithm_type", "\"dpmsolver++\""),
+                ("solver_type", "\"midpoint\""),
+                ("lower_order_final", "true"),
+                ("euler_at_final", "false"),
+                ("use_lu_lambdas", "false"),
+                ("use_flow_sigmas", "false"),
+                ("flow_shift", "1.0"),
+                // The lowest f64 in place of -Infinity, for which JSON has no word.
+                ("lambda_min_clipped", "-1.7976931348623157e308"),
+                ("variance_type", "null"),
+                ("use_dynamic_shifting", "false"),
+                ("time_shift_type", "\"exponential\""),
+            ],
+        ],
+    },
+    Class {
+        name: "UniPCMultistepScheduler",
+        spacing: Spacing::Linspace,
+        fields: &[
+            &SIGMAS,
+            &THRESHOLDING,
+            &[
+                TRAINED_BETAS,
+                ZERO_SNR,
+                FINAL,
+                ("solver_order", "2"),
+                ("predict_x0", "true"),
+                ("solver_type", "\"bh2\""),
+                ("lower_order_final", "true"),
+                ("disable_corrector", "[]"),
+                ("solver_p", "null"),
+                ("use_flow_sigmas", "false"),
+                ("flow_shift", "1.0"),
+                ("use_dynamic_shifting", "false"),
+                ("time_shift_type", "\"exponential\""),
+                ("sigma_min", "null"),
+                ("sigma_max", "null"),
+                ("shift_terminal", "null"),
+            ],
+        ],
+    },
+];
+
+impl Class {
+    /// The followed class of that name.
+    pub fn named(name: &str) -> Option<&'static Class> {
+        FOLLOWED.iter().find(|class| class.name == name)
+    }
+
+    fn fields(&self) -> impl Iterator<Item = (&'static str, &'static str)> {
+        self.fields.iter().flat_map(|fields| fields.iter().copied())
+    }
+
+    fn has(&self, field: &str) -> bool {
+        COMMON.contains(&field) || self.fields().any(|(name, _)| name == field)
+    }
+}
 
 /// The other scheduler classes of diffusers. Their files are recognised.
 const OTHER_CLASSES: &[&str] = &[
@@ -29,17 +189,13 @@ const OTHER_CLASSES: &[&str] = &[
     "DDPMWuerstchenScheduler",
     "DEISMultistepScheduler",
     "DPMSolverMultistepInverseScheduler",
-    "DPMSolverMultistepScheduler",
     "DPMSolverSDEScheduler",
     "DPMSolverSinglestepScheduler",
     "EDMDPMSolverMultistepScheduler",
     "EDMEulerScheduler",
-    "EulerAncestralDiscreteScheduler",
-    "EulerDiscreteScheduler",
     "FlowMatchEulerDiscreteScheduler",
     "FlowMatchHeunDiscreteScheduler",
     "FlowMatchLCMScheduler",
-    "HeunDiscreteScheduler",
     "IPNDMScheduler",
     "KDPM2AncestralDiscreteScheduler",
     "KDPM2DiscreteScheduler",
@@ -55,7 +211,6 @@ const OTHER_CLASSES: &[&str] = &[
     "ScoreSdeVpScheduler",
     "TCDScheduler",
     "UnCLIPScheduler",
-    "UniPCMultistepScheduler",
     "VQDiffusionScheduler",
 ];
 
@@ -93,11 +248,75 @@ pub enum Spacing {
     Linspace,
 }
 
+/// How Euler's noise levels lie between two entries of the table.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Interpolation {
+    /// Linear in sigma over the label.
+    #[default]
+    Linear,
+    /// Evenly spaced in ln sigma over the whole table, whatever the labels.
+    LogLinear,
+}
+
+/// What Euler tells a v-prediction network.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum TimestepType {
+    /// The table's label.
+    #[default]
+    Discrete,
+    /// ln(sigma) / 4, as EDM.
+    Continuous,
+}
+
+/// Where sampling ends; diffusers' `final_sigmas_type`.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum FinalSigmas {
+    /// At the data.
+    #[default]
+    Zero,
+    /// At the least noise of the table.
+    SigmaMin,
+}
+
+/// What DPMSolverMultistep integrates; diffusers' `algorithm_type`.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Algorithm {
+    /// eps along the ODE (Lu et al. 2022a).
+    #[serde(rename = "dpmsolver")]
+    Dpmsolver,
+    /// x_0 along the ODE (Lu et al. 2022b).
+    #[default]
+    #[serde(rename = "dpmsolver++", alias = "deis")]
+    DpmsolverPlusPlus,
+    /// eps along the SDE.
+    #[serde(rename = "sde-dpmsolver")]
+    SdeDpmsolver,
+    /// x_0 along the SDE.
+    #[serde(rename = "sde-dpmsolver++")]
+    SdeDpmsolverPlusPlus,
+}
+
+/// Form of the second-order term; diffusers' `solver_type`. A form of the other
+/// class stands for a class's own default, as in diffusers.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+#[allow(missing_docs)]
+pub enum SolverType {
+    Midpoint,
+    Heun,
+    Logrho,
+    Bh1,
+    Bh2,
+}
+
 /// diffusers' scheduler configuration.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(default)]
 pub struct SchedulerConfig {
-    /// diffusers' class: `DDPMScheduler`, `DDIMScheduler` or another.
+    /// diffusers' class: one of [`FOLLOWED`] or another.
     #[serde(rename = "_class_name")]
     pub class_name: String,
     /// Version of diffusers that wrote the file.
@@ -117,8 +336,9 @@ pub struct SchedulerConfig {
     /// Variance of DDPM's reverse step; absent means `fixed_small`.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub variance_type: Option<VarianceType>,
-    /// Clip x_0 to `clip_sample_range`.
-    pub clip_sample: bool,
+    /// Clip x_0 to `clip_sample_range`; absent means what the sampler's class does.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub clip_sample: Option<bool>,
     /// Largest magnitude of a clipped x_0.
     pub clip_sample_range: f64,
     /// What the network predicts.
@@ -129,8 +349,9 @@ pub struct SchedulerConfig {
     pub dynamic_thresholding_ratio: f64,
     /// Largest threshold.
     pub sample_max_value: f64,
-    /// How sampling steps are spread.
-    pub timestep_spacing: Spacing,
+    /// How sampling steps are spread; absent means as the sampler's class does.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub timestep_spacing: Option<Spacing>,
     /// Added to the labels of leading spacing.
     pub steps_offset: usize,
     /// DDIM: whether the last step ends at the data (signal 1) or at label 0;
@@ -139,6 +360,63 @@ pub struct SchedulerConfig {
     pub set_alpha_to_one: Option<bool>,
     /// Stretch the table to end without signal.
     pub rescale_betas_zero_snr: bool,
+    /// Noise levels as Karras et al. 2022, eq. 5, with rho = 7.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub use_karras_sigmas: Option<bool>,
+    /// Noise levels evenly spaced in ln sigma.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub use_exponential_sigmas: Option<bool>,
+    /// Noise levels by a beta distribution's quantiles: not supported.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub use_beta_sigmas: Option<bool>,
+    /// DPMSolverMultistep: noise levels evenly spaced in lambda.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub use_lu_lambdas: Option<bool>,
+    /// Noise levels of flow matching: not supported here.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub use_flow_sigmas: Option<bool>,
+    /// Shifting of flow matching's noise levels: not supported here.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub use_dynamic_shifting: Option<bool>,
+    /// Least sigma / signal of spaced noise levels; absent means the table's.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub sigma_min: Option<f64>,
+    /// Largest sigma / signal of spaced noise levels; absent means the table's.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub sigma_max: Option<f64>,
+    /// Euler: levels between two entries of the table.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub interpolation_type: Option<Interpolation>,
+    /// Euler: what a v-prediction network is told.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub timestep_type: Option<TimestepType>,
+    /// Where sampling ends.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub final_sigmas_type: Option<FinalSigmas>,
+    /// DPMSolverMultistep and UniPC: order.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub solver_order: Option<usize>,
+    /// DPMSolverMultistep: what is integrated.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub algorithm_type: Option<Algorithm>,
+    /// DPMSolverMultistep and UniPC: form of the second-order term.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub solver_type: Option<SolverType>,
+    /// Lower order in the last steps.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub lower_order_final: Option<bool>,
+    /// DPMSolverMultistep: first order in the last step.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub euler_at_final: Option<bool>,
+    /// DPMSolverMultistep: labels of a lambda below this are left out.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub lambda_min_clipped: Option<f64>,
+    /// UniPC: integrate x_0 and not eps.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub predict_x0: Option<bool>,
+    /// UniPC: steps after which the corrector is left out.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub disable_corrector: Option<Vec<usize>>,
     /// Fields of other classes, kept for writing.
     #[serde(flatten)]
     pub other: Map<String, Value>,
@@ -156,16 +434,35 @@ impl Default for SchedulerConfig {
             beta_schedule: BetaSchedule::Linear,
             trained_betas: None,
             variance_type: None,
-            clip_sample: true,
+            clip_sample: None,
             clip_sample_range: 1.0,
             prediction_type: Prediction::Epsilon,
             thresholding: false,
             dynamic_thresholding_ratio: 0.995,
             sample_max_value: 1.0,
-            timestep_spacing: Spacing::Leading,
+            timestep_spacing: None,
             steps_offset: 0,
             set_alpha_to_one: None,
             rescale_betas_zero_snr: false,
+            use_karras_sigmas: None,
+            use_exponential_sigmas: None,
+            use_beta_sigmas: None,
+            use_lu_lambdas: None,
+            use_flow_sigmas: None,
+            use_dynamic_shifting: None,
+            sigma_min: None,
+            sigma_max: None,
+            interpolation_type: None,
+            timestep_type: None,
+            final_sigmas_type: None,
+            solver_order: None,
+            algorithm_type: None,
+            solver_type: None,
+            lower_order_final: None,
+            euler_at_final: None,
+            lambda_min_clipped: None,
+            predict_x0: None,
+            disable_corrector: None,
             other: Map::new(),
         }
     }
@@ -187,35 +484,52 @@ impl SchedulerConfig {
             };
             Error::config(key, e.inner().to_string())
         })?;
+        let config = config.with_own_betas(text);
         config.validate()?;
         Ok(config)
     }
 
-    /// The content of a `scheduler_config.json` that diffusers loads. Of the
-    /// fields not given by the class, those at their default are left out.
+    /// HeunDiscreteScheduler's own default betas where its file names none.
+    fn with_own_betas(mut self, text: &str) -> SchedulerConfig {
+        if self.class_name == "HeunDiscreteScheduler" {
+            let given: Map<String, Value> = serde_json::from_str(text).unwrap_or_default();
+            for (key, beta, own) in [
+                ("beta_start", &mut self.beta_start, 0.00085),
+                ("beta_end", &mut self.beta_end, 0.012),
+            ] {
+                if !given.contains_key(key) {
+                    *beta = own;
+                }
+            }
+        }
+        self
+    }
+
+    /// The content of a `scheduler_config.json` that diffusers loads: every field
+    /// of a followed class, and of another class the fields not at their default.
     pub fn to_json(&self) -> String {
         let written = |config: &SchedulerConfig| match serde_json::to_value(config) {
             Ok(Value::Object(map)) => map,
             _ => unreachable!("a struct of plain fields is a JSON object"),
         };
-        let known_class = matches!(self.class_name.as_str(), "DDPMScheduler" | "DDIMScheduler");
         let mut map = written(self);
-        if !known_class {
-            let defaults = written(&SchedulerConfig::default());
-            map.retain(|key, value| key == "_class_name" || defaults.get(key) != Some(value));
+        let defaults = written(&SchedulerConfig::default());
+        let class = Class::named(&self.class_name);
+        map.retain(|key, value| {
+            key == "_class_name"
+                || class.is_some_and(|class| class.has(key))
+                || defaults.get(key) != Some(value)
+        });
+        if let Some(class) = class {
+            let spacing = serde_json::to_value(class.spacing).expect("a name");
+            map.entry("timestep_spacing").or_insert(spacing);
+            for (field, default) in class.fields() {
+                map.entry(field)
+                    .or_insert_with(|| serde_json::from_str(default).expect("plain JSON"));
+            }
         }
         let version = self.diffusers_version.as_deref().unwrap_or(DIFFUSERS_VERSION);
         map.insert("_diffusers_version".into(), version.into());
-        match self.class_name.as_str() {
-            "DDPMScheduler" => {
-                let variance = serde_json::to_value(self.variance_type.unwrap_or_default());
-                map.insert("variance_type".into(), variance.expect("a name"));
-            }
-            "DDIMScheduler" => {
-                map.insert("set_alpha_to_one".into(), self.set_alpha_to_one.unwrap_or(true).into());
-            }
-            _ => {}
-        }
         let mut text = serde_json::to_string_pretty(&map).expect("plain values");
         text.push('\n');
         text
@@ -224,12 +538,11 @@ impl SchedulerConfig {
     /// Checks every value.
     pub fn validate(&self) -> Result<()> {
         let class = self.class_name.as_str();
-        if !matches!(class, "DDPMScheduler" | "DDIMScheduler") && !OTHER_CLASSES.contains(&class) {
+        if Class::named(class).is_none() && !OTHER_CLASSES.contains(&class) {
+            let followed: Vec<_> = FOLLOWED.iter().map(|class| class.name).collect();
             return refuse(
                 "_class_name",
-                format!(
-                    "`{class}` is not a scheduler of diffusers; use DDPMScheduler or DDIMScheduler"
-                ),
+                format!("`{class}` is not a scheduler of diffusers; use {}", followed.join(", ")),
             );
         }
         if class.starts_with("FlowMatch") || class.starts_with("LTXEuler") {
@@ -313,7 +626,7 @@ impl SchedulerConfig {
             None => Ok(()),
             Some(key) => refuse(
                 key,
-                "unknown key; known are the fields of diffusers' DDPMScheduler and DDIMScheduler",
+                "unknown key; known are the fields of diffusers' scheduler classes that sampling follows",
             ),
         }
     }
@@ -331,55 +644,23 @@ impl SchedulerConfig {
         if self.rescale_betas_zero_snr { table.with_zero_terminal_snr() } else { Ok(table) }
     }
 
-    /// What is done to x_0. Thresholding goes before clipping.
+    /// What DDPM and DDIM do to x_0. Thresholding goes before clipping.
     pub fn limit(&self) -> Limit {
-        if self.thresholding {
-            Limit::Threshold { ratio: self.dynamic_thresholding_ratio, max: self.sample_max_value }
-        } else if self.clip_sample {
-            Limit::Clip { range: self.clip_sample_range }
-        } else {
-            Limit::None
-        }
+        self.threshold().or(self.clip(true)).unwrap_or(Limit::None)
     }
 
-    /// The labels of N sampling steps, noisiest first, as diffusers'
-    /// `set_timesteps` of both classes.
-    pub fn labels(&self, steps: usize) -> Result<Vec<usize>> {
-        let total = self.num_train_timesteps;
-        if steps == 0 || steps > total {
-            return Err(Error::Usage(format!(
-                "--steps {steps}: sampling takes 1 to {total} steps, the number of training steps"
-            )));
-        }
-        let labels: Vec<usize> = match self.timestep_spacing {
-            Spacing::Leading => {
-                let ratio = total / steps;
-                (0..steps).rev().map(|i| i * ratio + self.steps_offset).collect()
-            }
-            Spacing::Trailing => {
-                let ratio = total as f64 / steps as f64;
-                (0..steps)
-                    .map(|i| (total as f64 - i as f64 * ratio).round_ties_even() as usize - 1)
-                    .collect()
-            }
-            Spacing::Linspace if steps == 1 => {
-                return refuse(
-                    "timestep_spacing",
-                    "linspace with 1 step would start at label 0, where no noise is expected; use trailing",
-                );
-            }
-            Spacing::Linspace => {
-                let step = (total - 1) as f64 / (steps - 1) as f64;
-                (0..steps).rev().map(|i| (i as f64 * step).round_ties_even() as usize).collect()
-            }
-        };
-        if labels[0] >= total {
-            return refuse(
-                "steps_offset",
-                format!("{} leads past the last label {}", self.steps_offset, total - 1),
-            );
-        }
-        Ok(labels)
+    /// Dynamic thresholding, where it is on.
+    pub fn threshold(&self) -> Option<Limit> {
+        self.thresholding.then_some(Limit::Threshold {
+            ratio: self.dynamic_thresholding_ratio,
+            max: self.sample_max_value,
+        })
+    }
+
+    /// Clipping, where it is on; `default` says whether it is when nothing is said.
+    pub fn clip(&self, default: bool) -> Option<Limit> {
+        let on = self.clip_sample.unwrap_or(default);
+        on.then_some(Limit::Clip { range: self.clip_sample_range })
     }
 }
 
@@ -389,9 +670,9 @@ mod tests {
 
     #[test]
     fn a_file_of_another_class_keeps_its_fields() {
-        let text = r#"{"_class_name": "EulerDiscreteScheduler", "_diffusers_version": "0.30.0",
-            "beta_end": 0.012, "interpolation_type": "linear", "use_karras_sigmas": false,
-            "skip_prk_steps": true, "trained_betas": null}"#;
+        let text = r#"{"_class_name": "PNDMScheduler", "_diffusers_version": "0.30.0",
+            "beta_end": 0.012, "set_alpha_to_one": false, "skip_prk_steps": true,
+            "timestep_spacing": "leading", "trained_betas": null}"#;
         let config = SchedulerConfig::from_json(text).unwrap();
         let written: Map<String, Value> = serde_json::from_str(&config.to_json()).unwrap();
         let mut expected: Map<String, Value> = serde_json::from_str(text).unwrap();
@@ -405,7 +686,8 @@ mod tests {
             variance_type: Some(VarianceType::FixedLarge),
             prediction_type: Prediction::VPrediction,
             beta_schedule: BetaSchedule::SquaredcosCapV2,
-            timestep_spacing: Spacing::Trailing,
+            timestep_spacing: Some(Spacing::Trailing),
+            clip_sample: Some(true),
             ..SchedulerConfig::default()
         };
         let text = config.to_json();
@@ -455,13 +737,5 @@ mod tests {
         let config = SchedulerConfig::from_json(r#"{"beta_ende": 0.02}"#).unwrap();
         let error = config.refuse_unknown().unwrap_err();
         assert!(error.to_string().contains("scheduler.beta_ende"), "{error}");
-    }
-
-    #[test]
-    fn labels_stay_inside_the_table() {
-        let config = SchedulerConfig { steps_offset: 1, ..SchedulerConfig::default() };
-        assert!(config.labels(1000).is_err());
-        assert_eq!(config.labels(2).unwrap(), [501, 1]);
-        assert!(config.labels(0).is_err() && config.labels(1001).is_err());
     }
 }

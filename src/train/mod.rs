@@ -22,7 +22,7 @@ use crate::config::Config;
 use crate::data::{Dataset, Order};
 use crate::diffusion::loss::{self, Weighting};
 use crate::diffusion::sampler::run::Request as DrawRequest;
-use crate::diffusion::sampler::{Kind, Options};
+use crate::diffusion::sampler::{Kind, Options, Setup};
 use crate::diffusion::schedule::Table;
 use crate::error::{Error, Result};
 use crate::model::{Conditioning, Network};
@@ -288,9 +288,11 @@ fn grid_drawing<'a>(
     };
     Ok(Drawing {
         network,
-        scheduler: &config.scheduler,
         kind,
-        options: Options { steps: sample.steps, ..Options::default() },
+        setup: Setup::of_scheduler(
+            &config.scheduler,
+            Options { steps: sample.steps, ..Options::default() },
+        )?,
         image,
         batch: sample.batch.min(sample.count),
         guidance: 1.0,

@@ -4,7 +4,7 @@
 
 use langevin::diffusion::denoiser::{Limit, Prediction};
 use langevin::diffusion::process::Pair;
-use langevin::diffusion::sampler::{Kind, Options, Program, Stage};
+use langevin::diffusion::sampler::{Kind, Options, Program, Setup, Stage};
 use langevin::diffusion::schedule::BetaSchedule;
 use langevin::diffusion::scheduler::{SchedulerConfig, Spacing, VarianceType};
 
@@ -72,15 +72,15 @@ fn config(schedule: BetaSchedule) -> SchedulerConfig {
     SchedulerConfig {
         num_train_timesteps: 400,
         beta_schedule: schedule,
-        clip_sample: false,
-        timestep_spacing: Spacing::Trailing,
+        clip_sample: Some(false),
+        timestep_spacing: Some(Spacing::Trailing),
         ..SchedulerConfig::default()
     }
 }
 
 fn program(kind: Kind, config: &SchedulerConfig, steps: usize, eta: f64) -> Program {
     let options = Options { steps: Some(steps), eta, ..Options::default() };
-    Program::new(kind, config, &options).unwrap()
+    Program::new(kind, &Setup::of_scheduler(config, options).unwrap()).unwrap()
 }
 
 const SCHEDULES: [BetaSchedule; 2] = [BetaSchedule::Linear, BetaSchedule::SquaredcosCapV2];
@@ -200,7 +200,7 @@ fn ddim_of_eta_1_is_the_ancestral_step_of_fixed_small() {
 fn the_last_step_adds_no_noise() {
     let mut config = config(BetaSchedule::Linear);
     for spacing in [Spacing::Leading, Spacing::Trailing, Spacing::Linspace] {
-        config.timestep_spacing = spacing;
+        config.timestep_spacing = Some(spacing);
         for variance in [VarianceType::FixedSmall, VarianceType::FixedLarge] {
             config.variance_type = Some(variance);
             for program in
@@ -217,7 +217,8 @@ fn the_last_step_adds_no_noise() {
 #[test]
 fn wrong_choices_are_refused_with_their_reason() {
     let fails = |kind, config: &SchedulerConfig, options: Options| {
-        Program::new(kind, config, &options).unwrap_err().to_string()
+        let setup = Setup::of_scheduler(config, options).unwrap();
+        Program::new(kind, &setup).unwrap_err().to_string()
     };
     let base = SchedulerConfig::default();
     for eta in [-0.1, 1.1, f64::NAN] {
@@ -235,5 +236,6 @@ fn wrong_choices_are_refused_with_their_reason() {
     let other = SchedulerConfig { class_name: "PNDMScheduler".into(), ..base };
     assert!(Kind::from_config(&other).unwrap_err().to_string().contains("DDIMScheduler"));
     // The same file still drives a sampler by name.
-    assert!(Program::new(Kind::Ddim, &other, &Options::default()).is_ok());
+    let setup = Setup::of_scheduler(&other, Options::default()).unwrap();
+    assert!(Program::new(Kind::Ddim, &setup).is_ok());
 }

@@ -18,7 +18,7 @@ from safetensors.torch import save_file
 
 FOLDER = pathlib.Path(__file__).parent
 SHAPE = (2, 3, 2, 3)
-MOST_STEPS = 12
+MOST_STEPS = 20
 
 TABLES = [
     dict(num_train_timesteps=500),
@@ -79,6 +79,96 @@ CASES = [
     ),
 ]
 
+ZERO_SNR = dict(rescale_betas_zero_snr=True, timestep_spacing="trailing", prediction_type="v_prediction")
+THRESHOLD = dict(thresholding=True, sample_max_value=4.0, dynamic_thresholding_ratio=0.9)
+
+# The same, of the classes that come with options of their own.
+for config in [
+    dict(),
+    dict(timestep_spacing="leading", steps_offset=1),
+    dict(timestep_spacing="trailing"),
+    dict(use_karras_sigmas=True),
+    dict(use_karras_sigmas=True, sigma_min=0.1, sigma_max=20.0),
+    dict(use_exponential_sigmas=True),
+    dict(final_sigmas_type="sigma_min"),
+    dict(interpolation_type="log_linear"),
+    dict(prediction_type="v_prediction"),
+    dict(prediction_type="v_prediction", timestep_type="continuous", use_karras_sigmas=True),
+    dict(prediction_type="sample"),
+    dict(beta_schedule="scaled_linear", beta_start=0.00085, beta_end=0.012),
+    ZERO_SNR,
+]:
+    CASES.append(("EulerDiscreteScheduler", 7, config, {}))
+for config in [
+    dict(),
+    dict(timestep_spacing="leading"),
+    dict(timestep_spacing="trailing", beta_schedule="scaled_linear"),
+    dict(use_karras_sigmas=True),
+    dict(use_exponential_sigmas=True),
+    dict(clip_sample=True),
+    dict(clip_sample=True, clip_sample_range=0.5, prediction_type="sample"),
+    dict(prediction_type="v_prediction"),
+]:
+    CASES.append(("HeunDiscreteScheduler", 6, config, {}))
+for config in [
+    dict(),
+    dict(timestep_spacing="leading"),
+    dict(timestep_spacing="trailing"),
+    dict(prediction_type="v_prediction"),
+    ZERO_SNR,
+]:
+    CASES.append(("EulerAncestralDiscreteScheduler", 7, config, {}))
+for steps, config in [
+    (8, dict()),
+    (8, dict(solver_order=1)),
+    (8, dict(solver_order=3)),
+    (20, dict(solver_order=3)),
+    (20, dict(lower_order_final=False, euler_at_final=True, final_sigmas_type="sigma_min")),
+    (8, dict(lower_order_final=False, final_sigmas_type="sigma_min", solver_order=3)),
+    (8, dict(solver_type="heun")),
+    (8, dict(timestep_spacing="leading", steps_offset=1)),
+    (8, dict(timestep_spacing="trailing")),
+    (8, dict(use_karras_sigmas=True)),
+    (8, dict(use_karras_sigmas=True, beta_schedule="squaredcos_cap_v2")),
+    (8, dict(use_exponential_sigmas=True)),
+    (8, dict(use_lu_lambdas=True)),
+    (8, dict(use_lu_lambdas=True, final_sigmas_type="sigma_min")),
+    (8, dict(lambda_min_clipped=-1.0)),
+    (8, dict(prediction_type="v_prediction")),
+    (8, dict(prediction_type="sample")),
+    (8, THRESHOLD),
+    (8, ZERO_SNR),
+    (8, dict(algorithm_type="dpmsolver", final_sigmas_type="sigma_min", solver_order=3)),
+    (8, dict(algorithm_type="dpmsolver", final_sigmas_type="sigma_min", solver_type="heun", **THRESHOLD)),
+    (8, dict(algorithm_type="sde-dpmsolver++")),
+    (8, dict(algorithm_type="sde-dpmsolver++", solver_type="heun", use_karras_sigmas=True)),
+    (8, dict(algorithm_type="sde-dpmsolver++", solver_order=3)),
+    (8, dict(algorithm_type="sde-dpmsolver", final_sigmas_type="sigma_min")),
+    (8, dict(algorithm_type="sde-dpmsolver", final_sigmas_type="sigma_min", solver_type="heun")),
+]:
+    CASES.append(("DPMSolverMultistepScheduler", steps, config, {}))
+for steps, config in [
+    (8, dict()),
+    (8, dict(solver_order=1)),
+    (8, dict(solver_order=3)),
+    (20, dict(solver_order=4)),
+    (8, dict(solver_type="bh1", final_sigmas_type="sigma_min")),
+    (8, dict(solver_type="bh1", solver_order=3, final_sigmas_type="sigma_min")),
+    (8, dict(predict_x0=False, final_sigmas_type="sigma_min")),
+    (8, dict(predict_x0=False, final_sigmas_type="sigma_min", solver_order=3, prediction_type="sample")),
+    (8, dict(disable_corrector=[0, 1, 4])),
+    (8, dict(lower_order_final=False, final_sigmas_type="sigma_min", solver_order=3)),
+    (8, dict(timestep_spacing="leading", steps_offset=1)),
+    (8, dict(timestep_spacing="trailing")),
+    (8, dict(use_karras_sigmas=True)),
+    (8, dict(use_karras_sigmas=True, sigma_min=0.1, sigma_max=20.0, final_sigmas_type="sigma_min")),
+    (8, dict(use_exponential_sigmas=True)),
+    (8, dict(prediction_type="v_prediction")),
+    (8, THRESHOLD),
+    (8, ZERO_SNR),
+]:
+    CASES.append(("UniPCMultistepScheduler", steps, config, {}))
+
 
 def network(x, t):
     """A fixed function in place of a network; tests/diffusion/trajectory.rs has it too."""
@@ -112,15 +202,21 @@ def doubles(config):
 
 
 def trajectory(name, steps, config, arguments, noise):
+    """The states after every update of the state (Heun's predictor is none)."""
     scheduler = getattr(diffusers, name)(**config)
     scheduler.set_timesteps(steps)
+    if hasattr(scheduler, "set_begin_index"):
+        # Rounded labels may repeat; the first step is the first all the same.
+        scheduler.set_begin_index(0)
     module = sys.modules[scheduler.__module__]
-    x, states = noise[0], []
-    for i, t in enumerate(scheduler.timesteps):
-        module.randn_tensor = lambda *a, **k: noise[1 + i]
-        x = scheduler.step(network(x, float(t)), t, x, **arguments).prev_sample
-        states.append(x)
-    written = json.loads(scheduler.to_json_string())
+    x, states = noise[0] * scheduler.init_noise_sigma, []
+    for t in scheduler.timesteps:
+        module.randn_tensor = lambda *a, **k: noise[1 + len(states)]
+        seen = scheduler.scale_model_input(x, t)
+        x = scheduler.step(network(seen, float(t)), t, x, **arguments).prev_sample
+        if getattr(scheduler, "state_in_first_order", True):
+            states.append(x)
+    written = json.loads(scheduler.to_json_string().replace("-Infinity", "null"))
     case = dict(config=written, steps=steps, timesteps=scheduler.timesteps.tolist(), arguments=arguments)
     return case, torch.stack(states)
 
@@ -139,7 +235,7 @@ def main():
     cases = []
     for i, (name, steps, config, arguments) in enumerate(CASES):
         case, states = trajectory(name, steps, config, arguments, noise)
-        assert states.isfinite().all()
+        assert states.isfinite().all(), case
         tensors[f"case.{i}"] = states
         cases.append(case)
     text = json.dumps(dict(tables=TABLES, cases=cases), indent=1)

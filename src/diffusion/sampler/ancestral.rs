@@ -1,21 +1,26 @@
-//! DDPM's ancestral sampling (Ho et al. 2020, Alg. 2), over all labels or a
-//! subset of them: x_s ~ N(c_0 x_0 + c_x x_t, variance) with the posterior
-//! between the two times, as diffusers' DDPMScheduler.
+//! Ancestral sampling: x_s ~ N(c_0 x_0 + c_x x_t, variance) with the posterior
+//! between two times.
 //!
-//! The step that reaches the data adds no noise. diffusers leaves it out only at
-//! label 0; with `fixed_large` and a grid that ends above label 0 (`trailing`, or
-//! `steps_offset`) it adds noise of variance sigma_t^2 to the finished picture,
-//! which is not copied.
+//! `ddpm` is Ho et al. 2020, Alg. 2, over all labels or a subset of them, as
+//! diffusers' DDPMScheduler. The step that reaches the data adds no noise.
+//! diffusers leaves it out only at label 0; with `fixed_large` and a grid that ends
+//! above label 0 (`trailing`, or `steps_offset`) it adds noise of variance
+//! sigma_t^2 to the finished picture, which is not copied.
+//!
+//! `euler-a` is the same step with beta-tilde in the coordinates x / signal, as
+//! diffusers' EulerAncestralDiscreteScheduler: its sigma_down is sigma_s^2/sigma_t
+//! and its sigma_up the root of beta-tilde. With DDIM at eta 1 that makes three
+//! names of one step.
 
-use super::{Output, Program, Stage, conversions, steps};
+use super::{Coordinates, Kind, Output, Program, Setup, Stage};
 use crate::diffusion::process::{Pair, Posterior};
-use crate::diffusion::schedule::Table;
-use crate::diffusion::scheduler::{SchedulerConfig, VarianceType};
+use crate::diffusion::scheduler::VarianceType;
 use crate::error::{Error, Result};
 
-/// The program of N steps.
-pub fn program(config: &SchedulerConfig, table: &Table, count: usize) -> Result<Program> {
-    let large = match config.variance_type.unwrap_or_default() {
+/// DDPM's program.
+pub fn ddpm(setup: &Setup) -> Result<Program> {
+    let variance_type = setup.options.variance.or(setup.scheduler.variance_type);
+    let large = match variance_type.unwrap_or_default() {
         VarianceType::FixedSmall | VarianceType::FixedSmallLog => false,
         VarianceType::FixedLarge | VarianceType::FixedLargeLog => true,
         VarianceType::Learned | VarianceType::LearnedRange => {
@@ -25,34 +30,51 @@ pub fn program(config: &SchedulerConfig, table: &Table, count: usize) -> Result<
             ));
         }
     };
-    let labels = config.labels(count)?;
-    let mut stages = Vec::with_capacity(count);
-    for (update, (label, pair, next)) in steps(table, &labels, Pair::DATA).into_iter().enumerate() {
-        let posterior = Posterior::between(next, pair);
-        let (x0, eps) = conversions(config.prediction_type, pair, label)?;
-        let variance = if large { posterior.step_variance } else { posterior.variance };
-        let mut output = Output { x0: posterior.c_0, ..Output::default() };
-        output.slots[0] = posterior.c_x;
-        output.noise = if next == Pair::DATA { 0.0 } else { variance.sqrt() };
-        stages.push(Stage {
-            evaluates: true,
-            label: label as f64,
-            pair,
-            input_slot: 0,
-            input_scale: 1.0,
-            x0,
-            eps,
-            update,
-            draw: update,
-            outputs: [Some(output), None],
-        });
-    }
-    let mut notes = Vec::new();
-    if large && labels.last() != Some(&0) {
+    let path = setup.path(Kind::Ddpm, Coordinates::Process)?;
+    let mut notes = path.notes.clone();
+    let ends_at = path.points[path.points.len() - 1].time;
+    if large && setup.table().is_some() && ends_at > 1.0 && path.end.pair == Pair::DATA {
         notes.push(
             "the last step adds no noise; diffusers adds it here, because its grid does not end at label 0"
                 .into(),
         );
     }
-    Ok(Program { name: "ddpm", slots: 1, limit: config.limit(), start_std: 1.0, stages, notes })
+    let stages = path.steps().map(|(update, point, next)| {
+        let posterior = Posterior::between(next.pair, point.pair);
+        let variance = if large { posterior.step_variance } else { posterior.variance };
+        let mut output = Output { x0: posterior.c_0, ..Output::default() };
+        output.slots[0] = posterior.c_x;
+        output.noise = if update + 1 == path.points.len() { 0.0 } else { variance.sqrt() };
+        Stage { outputs: [Some(output), None], ..Stage::at(point, update) }
+    });
+    let stages = stages.collect();
+    Ok(Program {
+        name: Kind::Ddpm.name(),
+        slots: 1,
+        limit: setup.limit(Kind::Ddpm),
+        start_std: path.start_std,
+        stages,
+        notes,
+    })
+}
+
+/// The program of Euler's ancestral sampler.
+pub fn euler(setup: &Setup) -> Result<Program> {
+    let path = setup.path(Kind::EulerA, Coordinates::Scaled)?;
+    let stages = path.steps().map(|(update, point, next)| {
+        let posterior = Posterior::between(next.pair, point.pair);
+        let mut output = Output { x0: posterior.c_0, ..Output::default() };
+        output.slots[0] = posterior.c_x;
+        output.noise = if update + 1 == path.points.len() { 0.0 } else { posterior.variance.sqrt() };
+        Stage { outputs: [Some(output), None], ..Stage::at(point, update) }
+    });
+    let stages = stages.collect();
+    Ok(Program {
+        name: Kind::EulerA.name(),
+        slots: 1,
+        limit: setup.limit(Kind::EulerA),
+        start_std: path.start_std,
+        stages,
+        notes: path.notes,
+    })
 }

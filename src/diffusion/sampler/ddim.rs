@@ -5,70 +5,89 @@
 //! ```
 //! x_0 is limited and eps is not, as diffusers does by default.
 
-use super::{Options, Output, Previous, Program, Stage, conversions, steps};
-use crate::diffusion::process::{Pair, Posterior};
-use crate::diffusion::schedule::Table;
-use crate::diffusion::scheduler::{SchedulerConfig, Spacing};
+use super::{Coordinates, Kind, Next, Output, Previous, Program, Setup, Stage};
+use crate::diffusion::process::Posterior;
+use crate::diffusion::scheduler::{FinalSigmas, Spacing};
 use crate::error::{Error, Result};
 
-/// The program of N steps.
-pub fn program(
-    config: &SchedulerConfig,
-    table: &Table,
-    count: usize,
-    options: &Options,
-) -> Result<Program> {
+/// DDIM's program.
+pub fn program(setup: &Setup) -> Result<Program> {
+    let options = &setup.options;
     let eta = options.eta;
     if !(0.0..=1.0).contains(&eta) {
         return Err(Error::Usage(format!("--eta {eta} must lie between 0 and 1")));
     }
-    let labels = config.labels(count)?;
-    let end = match config.set_alpha_to_one.unwrap_or(true) {
-        true => Pair::DATA,
-        false => table.labelled(0),
+    let mut path = setup.path(Kind::Ddim, Coordinates::Process)?;
+    let count = path.points.len();
+    let labelled = |label: usize| {
+        let time = label as f64 + 1.0;
+        Next { time, pair: setup.process.pair(time) }
     };
-    let ratio = table.steps() / count;
-    let mut stages = Vec::with_capacity(count);
-    for (update, (label, pair, grid)) in steps(table, &labels, end).into_iter().enumerate() {
-        let next = match options.previous {
-            Previous::Grid => grid,
-            Previous::Ratio => label.checked_sub(ratio).map_or(end, |label| table.labelled(label)),
+    if let Some(table) = setup.table()
+        && options.end != Some(FinalSigmas::SigmaMin)
+        && setup.scheduler.set_alpha_to_one == Some(false)
+        && path.points[count - 1].time > 1.0 - 1.0 / table.steps() as f64
+    {
+        path.end = labelled(0);
+    }
+    let ratio = match (options.previous, setup.table()) {
+        (Previous::Grid, _) => None,
+        (Previous::Ratio, Some(table)) => Some(table.steps() / count),
+        (Previous::Ratio, None) => {
+            return Err(Error::config(
+                "sampler.previous",
+                "ratio is of diffusers' labels, and the process sampled under has none; use grid",
+            ));
+        }
+    };
+    let stages = path.steps().map(|(update, point, grid)| {
+        let next = match ratio {
+            None => grid,
+            Some(ratio) => {
+                (point.time as usize - 1).checked_sub(ratio).map_or(path.end, labelled)
+            }
         };
-        let (x0, eps) = conversions(config.prediction_type, pair, label)?;
-        let variance = eta * eta * Posterior::between(next, pair).variance;
-        let direction = (next.variance() - variance).max(0.0).sqrt();
-        let mut output = Output { x0: next.signal(), noise: variance.sqrt(), ..Output::default() };
+        let last = update + 1 == count;
+        let variance = eta * eta * Posterior::between(next.pair, point.pair).variance;
+        let direction = (next.pair.variance() - variance).max(0.0).sqrt();
+        let mut output = Output { x0: next.pair.signal(), ..Output::default() };
+        output.noise = variance.sqrt();
+        if last && next.pair.std == 0.0 {
+            output.noise = 0.0;
+        }
         if options.clipped_eps {
-            output.x0 -= direction * pair.signal() / pair.std;
-            output.slots[0] = direction / pair.std;
+            output.x0 -= direction * point.pair.signal() / point.pair.std;
+            output.slots[0] = direction / point.pair.std;
         } else {
             output.eps = direction;
         }
-        stages.push(Stage {
-            evaluates: true,
-            label: label as f64,
-            pair,
-            input_slot: 0,
-            input_scale: 1.0,
-            x0,
-            eps,
-            update,
-            draw: update,
-            outputs: [Some(output), None],
-        });
+        Stage { outputs: [Some(output), None], ..Stage::at(point, update) }
+    });
+    let stages = stages.collect();
+    let mut notes = path.notes.clone();
+    if let Some(table) = setup.table()
+        && options.grid.is_none()
+        && options.previous == Previous::Grid
+    {
+        let irregular = match setup.scheduler.timestep_spacing.unwrap_or_default() {
+            Spacing::Leading => false,
+            Spacing::Trailing => !table.steps().is_multiple_of(count),
+            Spacing::Linspace => true,
+        };
+        if irregular {
+            notes.push(
+                "every step leads to the time the next one starts from; diffusers misses it on this \
+                 grid (huggingface/diffusers#11347)"
+                    .into(),
+            );
+        }
     }
-    let irregular = match config.timestep_spacing {
-        Spacing::Leading => false,
-        Spacing::Trailing => !table.steps().is_multiple_of(count),
-        Spacing::Linspace => true,
-    };
-    let mut notes = Vec::new();
-    if irregular && options.previous == Previous::Grid {
-        notes.push(
-            "every step leads to the time the next one starts from; diffusers misses it on this \
-             grid (huggingface/diffusers#11347)"
-                .into(),
-        );
-    }
-    Ok(Program { name: "ddim", slots: 1, limit: config.limit(), start_std: 1.0, stages, notes })
+    Ok(Program {
+        name: Kind::Ddim.name(),
+        slots: 1,
+        limit: setup.limit(Kind::Ddim),
+        start_std: path.start_std,
+        stages,
+        notes,
+    })
 }

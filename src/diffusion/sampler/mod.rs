@@ -6,137 +6,35 @@
 //! noise. [`ops::sampler_step`](crate::ops::sampler_step) executes any stage, so
 //! a new sampler is a new builder and nothing else.
 //!
-//! - [`ancestral`] is DDPM's sampler, [`ddim`] is DDIM's.
+//! - [`kind`], [`options`]: the samplers there are, and what may be chosen.
+//! - [`setup`]: a network and the process it is sampled under become the path of
+//!   states that a sampler leads through, spaced by [`grid`].
+//! - [`ancestral`], [`ddim`], [`reversal`], [`sde`], [`ode`], [`dpmpp`], [`unipc`]:
+//!   the builders.
 //! - [`run`]: the plan of a step and the loop over stages and batches.
 
 pub mod ancestral;
 pub mod ddim;
+pub mod dpmpp;
+pub mod grid;
+pub mod kind;
+pub mod ode;
+pub mod options;
+pub mod reversal;
 pub mod run;
+pub mod sde;
+pub mod setup;
+pub mod unipc;
 
-use super::denoiser::{Limit, Linear, Prediction};
+pub use kind::Kind;
+pub use options::{Churn, Coordinates, Options, Previous};
+pub use setup::{Next, Path, Point, Setup};
+
+use super::denoiser::{Limit, Linear};
 use super::process::Pair;
-use super::schedule::Table;
-use super::scheduler::SchedulerConfig;
-use crate::error::{Error, Result};
-use crate::ops::sampler_step::{MOST_SLOTS, column};
-
-/// The samplers there are, by `--sampler`'s names.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Kind {
-    /// Ancestral sampling; diffusers' DDPMScheduler.
-    Ddpm,
-    /// Song et al. 2021; diffusers' DDIMScheduler.
-    Ddim,
-}
-
-impl Kind {
-    /// All of them.
-    pub const ALL: [Kind; 2] = [Kind::Ddpm, Kind::Ddim];
-
-    /// The name on the command line.
-    pub fn name(self) -> &'static str {
-        match self {
-            Kind::Ddpm => "ddpm",
-            Kind::Ddim => "ddim",
-        }
-    }
-
-    /// diffusers' class.
-    pub fn class_name(self) -> &'static str {
-        match self {
-            Kind::Ddpm => "DDPMScheduler",
-            Kind::Ddim => "DDIMScheduler",
-        }
-    }
-
-    /// The sampler of that name.
-    pub fn from_name(name: &str) -> Result<Kind> {
-        let found = Kind::ALL.into_iter().find(|kind| kind.name() == name);
-        found.ok_or_else(|| {
-            let names = Kind::ALL.map(Kind::name).join(", ");
-            Error::Usage(format!("--sampler `{name}` is not known; there are {names}"))
-        })
-    }
-
-    /// The sampler a model's scheduler names.
-    pub fn from_config(config: &SchedulerConfig) -> Result<Kind> {
-        let found = Kind::ALL.into_iter().find(|kind| kind.class_name() == config.class_name);
-        found.ok_or_else(|| {
-            let (classes, names) = (Kind::ALL.map(Kind::class_name), Kind::ALL.map(Kind::name));
-            Error::config(
-                "scheduler._class_name",
-                format!(
-                    "no sampler follows `{}`; supported are {}; name one with --sampler ({}) \
-                     to run it on this model's schedule",
-                    config.class_name,
-                    classes.join(", "),
-                    names.join(", "),
-                ),
-            )
-        })
-    }
-
-    /// Steps without `--steps`: all of them for DDPM, else 50.
-    pub fn default_steps(self, config: &SchedulerConfig) -> usize {
-        match self {
-            Kind::Ddpm => config.num_train_timesteps,
-            Kind::Ddim => config.num_train_timesteps.min(50),
-        }
-    }
-}
-
-/// What a person may choose about a sampler, beside the scheduler's fields.
-#[derive(Clone, Copy, Debug, PartialEq)]
-pub struct Options {
-    /// Number of steps; `None` for the sampler's own.
-    pub steps: Option<usize>,
-    /// DDIM: share of the ancestral noise, 0 to 1.
-    pub eta: f64,
-    /// DDIM: take eps again from the limited x_0 (diffusers'
-    /// `use_clipped_model_output`, off there and here).
-    pub clipped_eps: bool,
-    /// DDIM: which time a step leads to.
-    pub previous: Previous,
-}
-
-impl Default for Options {
-    fn default() -> Self {
-        Options { steps: None, eta: 0.0, clipped_eps: false, previous: Previous::Grid }
-    }
-}
-
-impl Options {
-    /// Sets one key of `--set sampler.KEY=VALUE`: `clipped_eps` (true or false)
-    /// or `previous` (grid or ratio).
-    ///
-    /// # Errors
-    /// The key is not known or the value is none of its own.
-    pub fn set(&mut self, key: &str, value: &str) -> Result<()> {
-        let wrong = |problem: String| Err(Error::config(format!("sampler.{key}"), problem));
-        match (key, value) {
-            ("clipped_eps", "true") => self.clipped_eps = true,
-            ("clipped_eps", "false") => self.clipped_eps = false,
-            ("previous", "grid") => self.previous = Previous::Grid,
-            ("previous", "ratio") => self.previous = Previous::Ratio,
-            ("clipped_eps", _) => return wrong(format!("`{value}` is neither true nor false")),
-            ("previous", _) => return wrong(format!("`{value}` is neither grid nor ratio")),
-            _ => return wrong("there are sampler.clipped_eps and sampler.previous".into()),
-        }
-        Ok(())
-    }
-}
-
-/// Which time a DDIM step leads to.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub enum Previous {
-    /// The next time of the grid: the one the next step starts from.
-    #[default]
-    Grid,
-    /// `t - T / N` rounded down, as diffusers has it. It misses the next step's
-    /// start wherever the grid is not that regular: `linspace`, and `trailing`
-    /// when N does not divide T (huggingface/diffusers#11347). To compare only.
-    Ratio,
-}
+use crate::error::Result;
+pub use crate::ops::sampler_step::MOST_SLOTS;
+use crate::ops::sampler_step::column;
 
 /// One output of a stage: where it goes and its coefficients.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
@@ -200,6 +98,21 @@ impl Default for Stage {
 }
 
 impl Stage {
+    /// An evaluation of slot 0 at a point of a path, outputs still to come.
+    pub fn at(point: &Point, update: usize) -> Stage {
+        let evaluation = point.evaluation;
+        Stage {
+            label: evaluation.label,
+            pair: point.pair,
+            input_scale: evaluation.input_scale,
+            x0: evaluation.x0,
+            eps: evaluation.eps,
+            update,
+            draw: update,
+            ..Stage::default()
+        }
+    }
+
     /// Whether an output takes noise.
     pub fn draws(&self) -> bool {
         self.outputs.iter().flatten().any(|output| output.noise != 0.0)
@@ -224,13 +137,23 @@ pub struct Program {
 }
 
 impl Program {
-    /// The program of a sampler on a model's schedule.
-    pub fn new(kind: Kind, config: &SchedulerConfig, options: &Options) -> Result<Program> {
-        let table = config.table()?;
-        let steps = options.steps.unwrap_or_else(|| kind.default_steps(config));
+    /// The program of a sampler for a network and a process.
+    ///
+    /// # Errors
+    /// What does not fit: steps, options, process and sampler, with the reason.
+    pub fn new(kind: Kind, setup: &Setup) -> Result<Program> {
         match kind {
-            Kind::Ddpm => ancestral::program(config, &table, steps),
-            Kind::Ddim => ddim::program(config, &table, steps, options),
+            Kind::Ddpm => ancestral::ddpm(setup),
+            Kind::Ddim => ddim::program(setup),
+            Kind::Reversal => reversal::program(setup),
+            Kind::EulerMaruyama => sde::program(setup),
+            Kind::OdeEuler => ode::euler(setup),
+            Kind::OdeHeun => ode::heun(setup),
+            Kind::Edm => ode::edm(setup),
+            Kind::Dpmpp2m => dpmpp::program(setup, false),
+            Kind::DpmppSde2m => dpmpp::program(setup, true),
+            Kind::UniPc => unipc::program(setup),
+            Kind::EulerA => ancestral::euler(setup),
         }
     }
 
@@ -287,27 +210,4 @@ impl Program {
         }
         table
     }
-}
-
-/// x_0 and eps of a stage from the prediction at its label.
-fn conversions(prediction: Prediction, pair: Pair, label: usize) -> Result<(Linear, Linear)> {
-    let x0 = prediction.x0(pair).ok_or_else(|| {
-        Error::config(
-            "scheduler.prediction_type",
-            format!(
-                "`{}` cannot give x_0 at label {label}, which holds no signal \
-                 (rescale_betas_zero_snr); use v_prediction or sample",
-                prediction.name()
-            ),
-        )
-    })?;
-    let eps = prediction.eps(pair).expect("labels are noisy, so eps is determined");
-    Ok((x0, eps))
-}
-
-/// The states a grid of labels leads through: for each step its label, its pair
-/// and the pair it leads to, at last `end`.
-fn steps(table: &Table, labels: &[usize], end: Pair) -> Vec<(usize, Pair, Pair)> {
-    let next = labels[1..].iter().map(|&label| table.labelled(label)).chain([end]);
-    labels.iter().zip(next).map(|(&label, next)| (label, table.labelled(label), next)).collect()
 }
