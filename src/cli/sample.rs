@@ -290,7 +290,12 @@ pub fn draw(args: &SampleArgs, model: &Model, global: &Global) -> Result<Drawn> 
     let drawing = Drawing {
         network: &model.network,
         kind,
-        setup: Setup::of_scheduler(&model.scheduler, options)?,
+        setup: Setup::new(
+            model.denoiser.clone(),
+            model.sampled.clone(),
+            &model.scheduler,
+            options,
+        )?,
         image,
         batch,
         guidance: args.guidance,

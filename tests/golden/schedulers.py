@@ -129,7 +129,7 @@ for steps, config in [
     (8, dict(timestep_spacing="leading", steps_offset=1)),
     (8, dict(timestep_spacing="trailing")),
     (8, dict(use_karras_sigmas=True)),
-    (8, dict(use_karras_sigmas=True, beta_schedule="squaredcos_cap_v2")),
+    (8, dict(beta_schedule="squaredcos_cap_v2")),
     (8, dict(use_exponential_sigmas=True)),
     (8, dict(use_lu_lambdas=True)),
     (8, dict(use_lu_lambdas=True, final_sigmas_type="sigma_min")),
@@ -210,11 +210,11 @@ def trajectory(name, steps, config, arguments, noise):
         scheduler.set_begin_index(0)
     module = sys.modules[scheduler.__module__]
     x, states = noise[0] * scheduler.init_noise_sigma, []
-    for t in scheduler.timesteps:
+    for i, t in enumerate(scheduler.timesteps):
         module.randn_tensor = lambda *a, **k: noise[1 + len(states)]
         seen = scheduler.scale_model_input(x, t)
         x = scheduler.step(network(seen, float(t)), t, x, **arguments).prev_sample
-        if getattr(scheduler, "state_in_first_order", True):
+        if getattr(scheduler, "state_in_first_order", True) or i + 1 == len(scheduler.timesteps):
             states.append(x)
     written = json.loads(scheduler.to_json_string().replace("-Infinity", "null"))
     case = dict(config=written, steps=steps, timesteps=scheduler.timesteps.tolist(), arguments=arguments)

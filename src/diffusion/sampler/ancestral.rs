@@ -44,7 +44,7 @@ pub fn ddpm(setup: &Setup) -> Result<Program> {
         let variance = if large { posterior.step_variance } else { posterior.variance };
         let mut output = Output { x0: posterior.c_0, ..Output::default() };
         output.slots[0] = posterior.c_x;
-        output.noise = if update + 1 == path.points.len() { 0.0 } else { variance.sqrt() };
+        output.noise = if next.pair.std == 0.0 { 0.0 } else { variance.sqrt() };
         Stage { outputs: [Some(output), None], ..Stage::at(point, update) }
     });
     let stages = stages.collect();
@@ -65,7 +65,7 @@ pub fn euler(setup: &Setup) -> Result<Program> {
         let posterior = Posterior::between(next.pair, point.pair);
         let mut output = Output { x0: posterior.c_0, ..Output::default() };
         output.slots[0] = posterior.c_x;
-        output.noise = if update + 1 == path.points.len() { 0.0 } else { posterior.variance.sqrt() };
+        output.noise = posterior.variance.sqrt();
         Stage { outputs: [Some(output), None], ..Stage::at(point, update) }
     });
     let stages = stages.collect();

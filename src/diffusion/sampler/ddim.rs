@@ -43,18 +43,12 @@ pub fn program(setup: &Setup) -> Result<Program> {
     let stages = path.steps().map(|(update, point, grid)| {
         let next = match ratio {
             None => grid,
-            Some(ratio) => {
-                (point.time as usize - 1).checked_sub(ratio).map_or(path.end, labelled)
-            }
+            Some(ratio) => (point.time as usize - 1).checked_sub(ratio).map_or(path.end, labelled),
         };
-        let last = update + 1 == count;
         let variance = eta * eta * Posterior::between(next.pair, point.pair).variance;
         let direction = (next.pair.variance() - variance).max(0.0).sqrt();
         let mut output = Output { x0: next.pair.signal(), ..Output::default() };
         output.noise = variance.sqrt();
-        if last && next.pair.std == 0.0 {
-            output.noise = 0.0;
-        }
         if options.clipped_eps {
             output.x0 -= direction * point.pair.signal() / point.pair.std;
             output.slots[0] = direction / point.pair.std;

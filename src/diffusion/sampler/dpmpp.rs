@@ -119,10 +119,8 @@ pub fn program(setup: &Setup, stochastic: bool) -> Result<Program> {
     let kind = if stochastic { Kind::DpmppSde2m } else { Kind::Dpmpp2m };
     let scheduler = &setup.scheduler;
     let refuse = |key: &str, problem: String| Err(Error::config(key, problem));
-    let of_eps = matches!(
-        scheduler.algorithm_type,
-        Some(Algorithm::Dpmsolver | Algorithm::SdeDpmsolver)
-    );
+    let of_eps =
+        matches!(scheduler.algorithm_type, Some(Algorithm::Dpmsolver | Algorithm::SdeDpmsolver));
     let algorithm = match (of_eps, stochastic) {
         (false, false) => Algorithm::DpmsolverPlusPlus,
         (false, true) => Algorithm::SdeDpmsolverPlusPlus,

@@ -93,9 +93,10 @@ impl Levels {
     pub fn of(table: &Table) -> Levels {
         let level = |label| {
             let pair = table.labelled(label);
-            let ln_signal = pair.ln_signal.max(0.5 * LEAST_SIGNAL2.ln());
-            let pair = Pair::variance_preserving(ln_signal);
-            pair.std / pair.signal()
+            match pair.ln_signal {
+                f64::NEG_INFINITY => (1.0 / LEAST_SIGNAL2 - 1.0).sqrt(),
+                _ => (-pair.half_log_snr()).exp(),
+            }
         };
         Levels((0..table.steps()).map(level).collect())
     }
@@ -283,6 +284,6 @@ mod tests {
         assert!(leading(1000).is_err());
         assert_eq!(leading(2).unwrap(), [501.0, 1.0]);
         assert!(leading(0).is_err() && leading(1001).is_err());
-        assert!(multistep_labels(&config, Spacing::Leading, 600, 1000).is_err());
+        assert!(multistep_labels(&config, Spacing::Leading, 1000, 1000).is_err());
     }
 }

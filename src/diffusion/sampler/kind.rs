@@ -103,7 +103,8 @@ impl Kind {
             Some(Kind::Dpmpp2m) if stochastic => Ok(Kind::DpmppSde2m),
             Some(kind) => Ok(kind),
             None => {
-                let classes: Vec<_> = Kind::ALL.iter().filter_map(|kind| kind.class_name()).collect();
+                let classes: Vec<_> =
+                    Kind::ALL.iter().filter_map(|kind| kind.class_name()).collect();
                 Err(Error::config(
                     "scheduler._class_name",
                     format!(

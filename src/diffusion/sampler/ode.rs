@@ -67,7 +67,13 @@ pub fn euler(setup: &Setup) -> Result<Program> {
 }
 
 /// Appends a step of Heun from `point`, whose state is in slot 0.
-fn push_heun(stages: &mut Vec<Stage>, update: usize, point: &Point, next: Next, far: Option<&Point>) {
+fn push_heun(
+    stages: &mut Vec<Stage>,
+    update: usize,
+    point: &Point,
+    next: Next,
+    far: Option<&Point>,
+) {
     let Some(far) = far else {
         let output = euler_step(point.pair, next.pair, 0);
         stages.push(Stage { outputs: [Some(output), None], ..Stage::at(point, update) });

@@ -128,7 +128,11 @@ impl Options {
         };
         if !kinds.contains(&kind) {
             let names: Vec<_> = kinds.iter().map(|kind| kind.name()).collect();
-            return Err(wrong(format!("is a choice of {}, not of {}", names.join(", "), kind.name())));
+            return Err(wrong(format!(
+                "is a choice of {}, not of {}",
+                names.join(", "),
+                kind.name()
+            )));
         }
         let flag = || match value {
             "true" => Ok(true),
@@ -158,7 +162,9 @@ impl Options {
             "clip" if value == "none" => self.clip = Some(f64::INFINITY),
             "clip" => self.clip = Some(positive()?),
             "clipped_eps" => self.clipped_eps = flag()?,
-            "previous" => self.previous = [Previous::Grid, Previous::Ratio][one_of(&["grid", "ratio"])?],
+            "previous" => {
+                self.previous = [Previous::Grid, Previous::Ratio][one_of(&["grid", "ratio"])?]
+            }
             "variance" => {
                 let value = serde_json::Value::String(value.into());
                 let variance = serde_json::from_value(value).map_err(|e| wrong(e.to_string()))?;

@@ -94,35 +94,35 @@ fn refuse<T>(key: &str, problem: impl Into<String>) -> Result<T> {
 }
 
 impl Setup {
-    /// The table of a scheduler's configuration, and a network trained under it.
-    pub fn of_scheduler(scheduler: &SchedulerConfig, options: Options) -> Result<Setup> {
-        let table = scheduler.table()?;
-        let process: SharedProcess = Arc::new(table.clone());
-        let denoiser = Denoiser::plain(process.clone(), scheduler.prediction_type);
-        Ok(Setup { denoiser, process, scheduler: scheduler.clone(), options, table: Some(table) })
-    }
-
-    /// A network sampled under a process. Where that is the scheduler's table,
-    /// [`of_table`](Self::of_table) follows diffusers' spacing.
+    /// A network sampled under a process: its own, which is then the same
+    /// [`SharedProcess`], or another. A process named `ddpm` is the scheduler's.
+    ///
+    /// # Errors
+    /// The scheduler's configuration is wrong.
     pub fn new(
         denoiser: Denoiser,
         process: SharedProcess,
         scheduler: &SchedulerConfig,
         options: Options,
-    ) -> Setup {
-        Setup { denoiser, process, scheduler: scheduler.clone(), options, table: None }
+    ) -> Result<Setup> {
+        let table = match process.name() {
+            "ddpm" => Some(scheduler.table()?),
+            _ => None,
+        };
+        Ok(Setup { denoiser, process, scheduler: scheduler.clone(), options, table })
     }
 
-    /// A network trained and sampled under the scheduler's table, which is the
-    /// denoiser's process.
-    pub fn of_table(
-        denoiser: Denoiser,
-        scheduler: &SchedulerConfig,
-        options: Options,
-    ) -> Result<Setup> {
-        let table = Some(scheduler.table()?);
-        let process = denoiser.process.clone();
-        Ok(Setup { denoiser, process, scheduler: scheduler.clone(), options, table })
+    /// A network trained and sampled under the table of a scheduler's
+    /// configuration.
+    pub fn of_scheduler(scheduler: &SchedulerConfig, options: Options) -> Result<Setup> {
+        let process: SharedProcess = Arc::new(scheduler.table()?);
+        let denoiser = Denoiser::plain(process.clone(), scheduler.prediction_type);
+        Setup::new(denoiser, process, scheduler, options)
+    }
+
+    /// Whether it is sampled under the process it was trained under.
+    fn is_own(&self) -> bool {
+        Arc::ptr_eq(&self.process, &self.denoiser.process)
     }
 
     /// The scheduler's table, where it is sampled under.
@@ -133,7 +133,7 @@ impl Setup {
     /// Pair of a time, and how to ask the network about a state there.
     pub fn point(&self, time: f64) -> Result<(Pair, Evaluation)> {
         let pair = self.process.pair(time);
-        let evaluation = match Arc::ptr_eq(&self.process, &self.denoiser.process) {
+        let evaluation = match self.is_own() {
             true => self.denoiser.at(time)?,
             false => self.denoiser.matched(pair)?,
         };
@@ -183,7 +183,9 @@ impl Setup {
         let steps = self.steps(kind);
         let chosen = self.options;
         let spaced = chosen.grid.is_some()
-            || [chosen.rho, chosen.sigma_min, chosen.sigma_max, chosen.t_eps].iter().any(|o| o.is_some());
+            || [chosen.rho, chosen.sigma_min, chosen.sigma_max, chosen.t_eps]
+                .iter()
+                .any(|o| o.is_some());
         let levels = match (&self.table, kind) {
             (Some(table), kind) if !spaced && kind != Kind::Edm => Some(Levels::of(table)),
             _ => None,
@@ -231,6 +233,9 @@ impl Setup {
     /// How to ask the network about a node.
     fn ask(&self, node: Node) -> Result<Evaluation> {
         let Some(label) = node.label else { return Ok(self.point(node.time)?.1) };
+        if !self.is_own() {
+            return self.denoiser.matched(node.pair);
+        }
         let own = self.process.pair(node.time);
         if own == node.pair {
             return Ok(Evaluation { label, ..self.denoiser.at(node.time)? });
@@ -414,15 +419,15 @@ impl Setup {
         let mut end = self.table_end();
         let Some((grid, sigmas)) = spaced else {
             let labels = grid::multistep_labels(s, self.spacing(kind), steps, most)?;
-            let nodes =
-                labels.iter().map(|&label| self.level_node(label, levels.at(label), label));
+            let nodes = labels.iter().map(|&label| self.level_node(label, levels.at(label), label));
             return Ok((nodes.collect(), end, None, Vec::new()));
         };
         if steps > MOST_STEPS {
             return Err(Error::Usage(format!("--steps {steps}: at most {MOST_STEPS}")));
         }
         let rounds = grid != Grid::Exponential
-            && (unipc || s.beta_schedule != crate::diffusion::schedule::BetaSchedule::SquaredcosCapV2);
+            && (unipc
+                || s.beta_schedule != crate::diffusion::schedule::BetaSchedule::SquaredcosCapV2);
         // What is not rounded loses its fraction in diffusers' integers.
         let told = |label: f64| if rounds { label.round_ties_even() } else { label.floor() };
         let least = sigmas[sigmas.len() - 1];
@@ -464,7 +469,10 @@ impl Setup {
             return Err(Error::config("sampler.rho", "is a choice of sampler.grid=karras"));
         }
         if chosen.t_eps.is_some() && chosen.sigma_min.is_some() {
-            return Err(Error::config("sampler.t_eps", "says the same as sampler.sigma_min: give one"));
+            return Err(Error::config(
+                "sampler.t_eps",
+                "says the same as sampler.sigma_min: give one",
+            ));
         }
         let mut notes = Vec::new();
         let level = |time: f64| (-process.pair(time).half_log_snr()).exp();
