@@ -324,6 +324,103 @@ struct Resample {
     Word add;
 };
 
+/* norm.cu */
+
+/** y = f(xhat gain + bias); see ops::norm::Norm. */
+struct Norm {
+    float *y;                 /* [n, spatial, channels] */
+    float *mean;              /* [n, groups], layer: [n, spatial] */
+    float *rstd;              /* as mean */
+    const float *x;           /* [n, spatial, channels] */
+    const float *gamma;       /* [channels]; may be null */
+    const float *beta;        /* [channels]; may be null */
+    const float *scale_shift; /* [n, 2 channels], scale first; may be null */
+    Len spatial;
+    int channels;
+    int groups; /* not read by layer norms */
+    int slice;  /* channels of a block: whole groups; not read by layer norms */
+    Word cached; /* whether a slice fits into shared memory */
+    float eps;
+    Word activation;
+    Word add;
+};
+
+/** d_x, and P and Q of every image and channel. */
+struct NormBackward {
+    float *d_x;               /* [n, spatial, channels]; group: may be null */
+    float *p;                 /* [n, channels] */
+    float *q;                 /* [n, channels] */
+    const float *x;           /* [n, spatial, channels] */
+    const float *gamma;       /* [channels]; may be null */
+    const float *beta;        /* [channels]; may be null */
+    const float *scale_shift; /* [n, 2 channels]; may be null */
+    const float *mean;        /* [n, groups], layer: [n, spatial] */
+    const float *rstd;        /* as mean */
+    const float *d_y;         /* [n, spatial, channels] */
+    Len spatial;
+    int channels;
+    int groups;
+    int slice;
+    Word cached; /* whether two slices fit into shared memory */
+    Word activation;
+    Word add;
+};
+
+/** Gradients of the vectors from P and Q. */
+struct NormVectors {
+    float *d_gamma;           /* [channels]; may be null */
+    float *d_beta;            /* [channels]; may be null */
+    float *d_scale_shift;     /* [n, 2 channels]; may be null */
+    const float *p;           /* [n, channels] */
+    const float *q;           /* [n, channels] */
+    const float *gamma;       /* [channels]; may be null */
+    const float *beta;        /* [channels]; may be null */
+    const float *scale_shift; /* [n, 2 channels]; may be null */
+    Len n;
+    int channels;
+    Word add_gamma;
+    Word add_beta;
+    Word add_scale_shift;
+};
+
+/* attention.cu */
+
+/** o = softmax(scale q k^T) v. */
+struct Attention {
+    float *o;       /* [n, s_q, heads, head_dim] */
+    float *lse;     /* [n, heads, s_q] */
+    const float *q; /* [n, s_q, heads, head_dim] */
+    const float *k; /* [n, s_kv, heads, head_dim] */
+    const float *v; /* [n, s_kv, heads, head_dim] */
+    Len s_q;
+    Len s_kv;
+    int heads;
+    int head_dim;
+    float scale;
+};
+
+/** d_q, d_k, d_v by two passes, and delta before them. */
+struct AttentionBackward {
+    float *d_q;       /* [n, s_q, heads, head_dim] */
+    float *d_k;       /* [n, s_kv, heads, head_dim]; may be null */
+    float *d_v;       /* [n, s_kv, heads, head_dim]; may be null */
+    float *delta;     /* [n, heads, s_q] */
+    const float *q;   /* [n, s_q, heads, head_dim] */
+    const float *k;   /* [n, s_kv, heads, head_dim] */
+    const float *v;   /* [n, s_kv, heads, head_dim] */
+    const float *o;   /* [n, s_q, heads, head_dim] */
+    const float *lse; /* [n, heads, s_q] */
+    const float *d_o; /* [n, s_q, heads, head_dim] */
+    Len s_q;
+    Len s_kv;
+    int heads;
+    int head_dim;
+    float scale;
+    Word add_q;
+    Word add_k;
+    Word add_v;
+};
+
 /* sampler_step.cu */
 
 /** One stage; see ops::sampler_step::SamplerStep. */

@@ -3,8 +3,8 @@
 
 use super::arguments::Call;
 use super::{
-    broadcast, concat, conv2d, dropout, embedding, loss, matmul, noising, optimizer, pointwise,
-    resample, sampler_step,
+    attention, broadcast, concat, conv2d, dropout, embedding, loss, matmul, noising, norm,
+    optimizer, pointwise, resample, sampler_step,
 };
 use crate::error::{Error, Result};
 use crate::ops::Op;
@@ -44,13 +44,16 @@ pub(super) fn execute(op: &Op, call: Option<&Call>) -> Result<()> {
         Op::Noising(op) => with(call, op, noising::noising),
         Op::Loss(op) => with(call, op, loss::loss),
         Op::LossBackward(op) => with(call, op, loss::loss_backward),
+        Op::Norm(op) => with(call, op, norm::norm),
+        Op::NormBackward(op) => with(call, op, norm::norm_backward),
+        Op::Attention(op) => {
+            attention::check(op)?;
+            with(call, op, attention::attention)
+        }
+        Op::AttentionBackward(op) => with(call, op, attention::attention_backward),
         Op::GlobalNorm(op) => with(call, op, optimizer::global_norm),
         Op::AdamW(op) => with(call, op, optimizer::adamw),
-        Op::Norm(_)
-        | Op::NormBackward(_)
-        | Op::Attention(_)
-        | Op::AttentionBackward(_)
-        | Op::Empirical(_)
+        Op::Empirical(_)
         | Op::EmpiricalBackward(_)
         | Op::SamplerNorms(_)
         | Op::SamplerLangevin(_)

@@ -1,7 +1,7 @@
 //! From a plan to what the GPU executes: dropped copies, scratch memory.
 
 use super::execute::execute;
-use super::{conv2d, matmul, optimizer};
+use super::{attention, conv2d, matmul, norm, optimizer};
 use crate::backend::Program;
 use crate::error::Result;
 use crate::ops::Op;
@@ -29,6 +29,8 @@ fn workspace_len(node: &Node) -> usize {
         Op::Conv2dBackwardData(op) => conv2d::backward_data_workspace_len(op),
         Op::Conv2dBackwardWeight(op) => conv2d::backward_weight_workspace_len(op),
         Op::LinearBackwardWeight(op) => matmul::backward_weight_workspace_len(op),
+        Op::NormBackward(op) => norm::backward_workspace_len(op),
+        Op::AttentionBackward(op) => attention::backward_workspace_len(op),
         Op::GlobalNorm(op) => optimizer::norm_workspace_len(op),
         _ => 0,
     }

@@ -19,6 +19,8 @@ use crate::error::{Error, Result};
 #[cfg(langevin_cuda)]
 mod arguments;
 #[cfg(langevin_cuda)]
+mod attention;
+#[cfg(langevin_cuda)]
 mod broadcast;
 #[cfg(langevin_cuda)]
 mod concat;
@@ -46,6 +48,8 @@ mod matmul;
 mod memory;
 #[cfg(langevin_cuda)]
 mod noising;
+#[cfg(langevin_cuda)]
+mod norm;
 #[cfg(langevin_cuda)]
 mod optimizer;
 #[cfg(langevin_cuda)]
