@@ -40,15 +40,22 @@ impl Default for ConvOptions {
     }
 }
 
+/// Input position of `Conv2d` and `Linear` at which lowering puts what is added to
+/// each image's result, `[n, c_out]`.
+pub const PER_IMAGE: usize = 4;
+
+/// The same for a tensor with the shape of the result.
+pub const RESIDUAL: usize = 5;
+
 /// Descriptor of a convolution. The same value describes its three passes:
 /// - `Conv2d`: inputs x `[n,h,w,c_in]`, weight `[c_out,kh,kw,c_in/groups]`,
 ///   bias `[c_out]` (optional); output y `[n,oh,ow,c_out]`.
 /// - `Conv2dBackwardData`: inputs d_y, weight; output d_x.
 /// - `Conv2dBackwardWeight`: inputs x, d_y; outputs d_weight, d_bias.
 ///
-/// A backend's lowering may add inputs. For the CPU: the packed weight (position
-/// 3 of `Conv2d`, 2 of `Conv2dBackwardData`), and to `Conv2d` what is added to its
-/// result, in this order: e `[n,c_out]` (4), a residual with the shape of y (5).
+/// A backend's lowering may add inputs: to `Conv2d` what is added to its result, in
+/// this order: [`PER_IMAGE`], [`RESIDUAL`]. For the CPU also the packed weight
+/// (position 3 of `Conv2d`, 2 of `Conv2dBackwardData`).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[allow(missing_docs)]
 pub struct Conv2d {

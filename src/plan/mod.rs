@@ -7,6 +7,7 @@
 
 mod copies;
 mod derive;
+mod epilogues;
 pub mod memory;
 pub mod parameters;
 

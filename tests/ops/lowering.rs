@@ -1,4 +1,4 @@
-//! What the CPU makes of a plan computes the same bits as the plan op by op.
+//! What a backend makes of a plan computes the same bits as the plan op by op.
 
 use langevin::backend::Backend;
 use langevin::backend::cpu::Cpu;
@@ -6,7 +6,7 @@ use langevin::ops::Op;
 use langevin::ops::conv2d::{ConvOptions, Padding};
 use langevin::plan::{DType, DiskLayout, Init, Mode, Plan, Role, TensorId, Wrt};
 
-use crate::common::{Machine, assert_same_bits, values};
+use crate::common::{Machine, assert_same_bits, on_every_backend, values};
 
 /// A residual block with a time embedding and a shortcut, and a linear layer
 /// around a residual: everything that is fused, forward and backward.
@@ -85,21 +85,23 @@ fn a_lowered_plan_has_no_additions_nor_copies_left() {
 
 #[test]
 fn a_lowered_plan_has_the_bits_of_its_ops_one_by_one() {
-    let fused = results(block());
-    assert_eq!(fused.len(), 7);
-    // Intermediate results that someone wants to see are left alone.
-    let mut plan = block();
-    for i in 0..plan.tensors.len() {
-        if plan.tensors[i].role == Role::Transient {
-            plan.keep(TensorId(i as u32));
+    on_every_backend(|| {
+        let fused = results(block());
+        assert_eq!(fused.len(), 7);
+        // Intermediate results that someone wants to see are left alone.
+        let mut plan = block();
+        for i in 0..plan.tensors.len() {
+            if plan.tensors[i].role == Role::Transient {
+                plan.keep(TensorId(i as u32));
+            }
         }
-    }
-    let nodes = plan.nodes.len();
-    let program = Cpu::new(1).lower(plan.clone()).expect("the plan lowers");
-    assert_eq!(program.plan.nodes.len(), nodes);
-    for ((name, fused), (_, single)) in fused.iter().zip(&results(plan)) {
-        assert_same_bits(name, fused, single);
-    }
+        let nodes = plan.nodes.len();
+        let program = Cpu::new(1).lower(plan.clone()).expect("the plan lowers");
+        assert_eq!(program.plan.nodes.len(), nodes);
+        for ((name, fused), (_, single)) in fused.iter().zip(&results(plan)) {
+            assert_same_bits(name, fused, single);
+        }
+    });
 }
 
 #[test]

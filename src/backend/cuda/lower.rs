@@ -1,4 +1,4 @@
-//! From a plan to what the GPU executes: dropped copies, scratch memory.
+//! From a plan to what the GPU executes: dropped copies, fused additions, scratch memory.
 
 use super::execute::execute;
 use super::{attention, conv2d, matmul, norm, optimizer};
@@ -11,6 +11,7 @@ use crate::plan::{DType, Node, Plan, Role};
 pub(super) fn lower(mut plan: Plan) -> Result<Program> {
     plan.nodes.iter().try_for_each(|node| execute(&node.op, None))?;
     plan.drop_copies();
+    plan.fuse_epilogues();
     for i in 0..plan.nodes.len() {
         let len = workspace_len(&plan.nodes[i]);
         if len > 0 {
