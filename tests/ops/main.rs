@@ -6,6 +6,7 @@ mod broadcast;
 mod common;
 mod concat;
 mod conv2d;
+mod conv2d_kernels;
 mod dropout;
 mod embedding;
 mod empirical;

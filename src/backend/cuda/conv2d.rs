@@ -1,22 +1,26 @@
-//! Launches of `kernels/conv2d.cu`: which tile, how many lanes, what the kernels are told.
+//! Convolutions on CUDA: which kernels of `kernels/conv2d.cu` and
+//! `kernels/conv2d_tensor.cu` a pass launches, and what they are told.
 //!
 //! The lanes in which a reduction is split depend on the sizes of one image alone, and
-//! every tile shape gives the same bits, so an image's result does not depend on its
-//! batch, nor on the device.
+//! every tile shape gives the same bits, so an image's result depends neither on its
+//! batch nor on the device.
+//!
+//! [`Convolution`] is the passes on memory of one's own; the plan's nodes use the same
+//! launches.
+#![allow(unsafe_code)] // Launches on addresses whose sizes were checked.
 
-use super::arguments::Call;
-use super::entries::*;
-use crate::error::Result;
-use crate::ops::conv2d::Conv2d;
+mod tiles;
+
+use super::arguments::{Call, groups};
+use super::device::Device;
+use super::entries::{Entry, SUM_LANES_BF16, SUM_LANES_F32, params};
+use super::memory::Memory;
+use crate::error::{Error, Result};
+use crate::ops::conv2d::{Conv2d, PER_IMAGE, RESIDUAL};
+use crate::plan::Mode;
 
 /// Bytes of one row of a tile along the reduction, as in `kernels/matmul.cuh`.
 const ROW_BYTES: usize = 128;
-/// f32 values of such a row.
-const DEPTH: usize = ROW_BYTES / 4;
-/// Tiles in flight.
-const STAGES: usize = 2;
-/// f32 values copied at once where channels allow it.
-const CHUNK: usize = 4;
 
 /// Multiprocessors a launch is shaped for. Only speed depends on it.
 const MULTIPROCESSORS: usize = 108;
@@ -32,80 +36,122 @@ const LANE_TILES: usize = 8;
 const MOST_OUTER_LANES: usize = 24;
 const OUTER_LANE_PIXELS: usize = 8;
 
-/// A kernel, the results one of its blocks computes, and what a result costs in it
-/// relative to the largest tile (loads a product, from the tile's shape).
-struct Tile<P: 'static> {
-    entry: &'static Entry<P>,
-    rows: usize,
-    columns: usize,
-    cost: f64,
+/// What the kernels read and multiply. Sums are f32 always, and so are weight
+/// gradients and biases.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Arithmetic {
+    /// f32 with one rounding a multiply-add: as exact as the CPU.
+    F32,
+    /// f32 in memory, rounded to tf32 (10 bits of fraction) for tensor cores. Layers
+    /// whose channels do not fill 16 bytes are computed in f32.
+    Tf32,
+    /// bf16 in memory, tensor cores.
+    Bf16,
 }
 
-impl<P> Tile<P> {
-    const fn new(entry: &'static Entry<P>, rows: usize, columns: usize, cost: f64) -> Self {
-        Tile { entry, rows, columns, cost }
+impl Arithmetic {
+    /// Bytes of an element of x, y and the weight.
+    pub fn bytes(self) -> usize {
+        match self {
+            Arithmetic::F32 | Arithmetic::Tf32 => 4,
+            Arithmetic::Bf16 => 2,
+        }
     }
 
-    fn blocks(&self, rows: usize, columns: usize) -> usize {
-        rows.div_ceil(self.rows) * columns.div_ceil(self.columns)
+    /// Elements of a row of a tile.
+    fn depth(self) -> usize {
+        ROW_BYTES / self.bytes()
     }
 
-    /// Time of a matrix of results in a model: the blocks that the busiest
-    /// multiprocessor computes, times their size.
-    fn estimate(&self, rows: usize, columns: usize, parts: usize) -> f64 {
-        let blocks = self.blocks(rows, columns) * parts;
-        (blocks.div_ceil(MULTIPROCESSORS) * self.rows * self.columns) as f64 * self.cost
-    }
-
-    fn shared_bytes(&self) -> u32 {
-        (STAGES * (self.rows + self.columns) * ROW_BYTES) as u32
-    }
-
-    fn grid(&self, rows: usize, columns: usize, parts: usize) -> [usize; 3] {
-        [rows.div_ceil(self.rows), columns.div_ceil(self.columns), parts]
+    /// Elements of 16 bytes.
+    fn chunk(self) -> usize {
+        16 / self.bytes()
     }
 }
 
-/// The tile of the least estimated time; the first of equals.
-fn choose<P>(
-    tiles: &'static [Tile<P>],
-    rows: usize,
-    columns: usize,
-    parts: usize,
-) -> &'static Tile<P> {
-    let estimate = |t: &&Tile<P>| t.estimate(rows, columns, parts);
-    tiles.iter().min_by(|a, b| estimate(a).total_cmp(&estimate(b))).expect("there are tiles")
+/// Where a convolution's input comes from, besides one tensor of its own size.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Source {
+    /// Channels of a second tensor that follow those of the first; 0 for none.
+    pub second_channels: usize,
+    /// The tensors hold `h >> enlarge` x `w >> enlarge` pixels, each of which is seen
+    /// `2^enlarge` times along both axes (nearest-neighbour upsampling).
+    pub enlarge: u32,
 }
 
-static FORWARD: [Tile<params::ConvGather>; 4] = [
-    Tile::new(&CONV2D_FORWARD_F32_128X128, 128, 128, 1.0),
-    Tile::new(&CONV2D_FORWARD_F32_64X64, 64, 64, 1.2),
-    Tile::new(&CONV2D_FORWARD_F32_32X32, 32, 32, 1.8),
-    Tile::new(&CONV2D_FORWARD_F32_128X4, 128, 4, 4.0),
-];
-static FORWARD_SCATTERED: [Tile<params::ConvGather>; 2] = [
-    Tile::new(&CONV2D_FORWARD_F32_SCATTERED_64X64, 64, 64, 1.2),
-    Tile::new(&CONV2D_FORWARD_F32_SCATTERED_32X32, 32, 32, 1.8),
-];
-static BACKWARD_DATA: [Tile<params::ConvGather>; 3] = [
-    Tile::new(&CONV2D_BACKWARD_DATA_F32_128X128, 128, 128, 1.0),
-    Tile::new(&CONV2D_BACKWARD_DATA_F32_64X64, 64, 64, 1.2),
-    Tile::new(&CONV2D_BACKWARD_DATA_F32_32X32, 32, 32, 1.8),
-];
-static BACKWARD_DATA_SCATTERED: [Tile<params::ConvGather>; 2] = [
-    Tile::new(&CONV2D_BACKWARD_DATA_F32_SCATTERED_64X64, 64, 64, 1.2),
-    Tile::new(&CONV2D_BACKWARD_DATA_F32_SCATTERED_32X32, 32, 32, 1.8),
-];
-static BACKWARD_WEIGHT: [Tile<params::ConvOuter>; 3] = [
-    Tile::new(&CONV2D_BACKWARD_WEIGHT_F32_128X128, 128, 128, 1.0),
-    Tile::new(&CONV2D_BACKWARD_WEIGHT_F32_64X64, 64, 64, 1.2),
-    Tile::new(&CONV2D_BACKWARD_WEIGHT_F32_32X32, 32, 32, 1.8),
-];
-static BACKWARD_WEIGHT_SCATTERED: [Tile<params::ConvOuter>; 3] = [
-    Tile::new(&CONV2D_BACKWARD_WEIGHT_F32_SCATTERED_64X64, 64, 64, 1.2),
-    Tile::new(&CONV2D_BACKWARD_WEIGHT_F32_SCATTERED_32X32, 32, 32, 1.8),
-    Tile::new(&CONV2D_BACKWARD_WEIGHT_F32_SCATTERED_4X256, 4, 256, 2.5),
-];
+/// A convolution in some arithmetic.
+#[derive(Clone, Copy, Debug)]
+struct Layer {
+    op: Conv2d,
+    arithmetic: Arithmetic,
+    source: Source,
+    /// Tile to use where a pass has it.
+    tile: Option<[usize; 2]>,
+}
+
+/// One launch.
+enum Launch {
+    Gather(&'static Entry<params::ConvGather>, [usize; 3], u32, params::ConvGather),
+    Outer(&'static Entry<params::ConvOuter>, [usize; 3], u32, params::ConvOuter),
+    Sum(&'static Entry<params::SumLanes>, params::SumLanes),
+}
+
+impl Launch {
+    /// # Safety
+    /// As for [`Device::launch`].
+    unsafe fn on(&self, device: &Device, op: &'static str) -> Result<()> {
+        // SAFETY: the caller's.
+        unsafe {
+            match self {
+                Launch::Gather(entry, grid, shared, p) => {
+                    device.launch(op, entry, *grid, *shared, p)
+                }
+                Launch::Outer(entry, grid, shared, p) => {
+                    device.launch(op, entry, *grid, *shared, p)
+                }
+                Launch::Sum(entry, p) => {
+                    let grid = groups(entry, (p.len + p.len2) as usize, 1);
+                    device.launch(op, entry, grid, 0, p)
+                }
+            }
+        }
+    }
+
+    fn by(self, call: &Call) -> Result<()> {
+        match self {
+            Launch::Gather(entry, grid, shared, p) => call.launch(entry, grid, shared, &p),
+            Launch::Outer(entry, grid, shared, p) => call.launch(entry, grid, shared, &p),
+            Launch::Sum(entry, p) => {
+                call.launch(entry, groups(entry, (p.len + p.len2) as usize, 1), 0, &p)
+            }
+        }
+    }
+}
+
+/// Where the operands of a forward or data pass lie; null where absent.
+struct GatherOperands {
+    y: *mut f32,
+    workspace: *mut f32,
+    x: *const f32,
+    x2: *const f32,
+    weight: *const f32,
+    bias: *const f32,
+    per_image: *const f32,
+    residual: *const f32,
+    add: bool,
+}
+
+/// Where the operands of the weight gradient lie; null where absent.
+struct OuterOperands {
+    d_weight: *mut f32,
+    d_bias: *mut f32,
+    workspace: *mut f32,
+    x: *const f32,
+    x2: *const f32,
+    d_y: *const f32,
+    add: bool,
+    add_bias: bool,
+}
 
 /// Which pass gathers.
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -161,233 +207,243 @@ fn backward_axis(op: &Conv2d, axis: usize, first: usize) -> params::ConvAxis {
     }
 }
 
-/// Lanes of a gathering pass whose results have `area` pixels an image.
-fn gather_lanes(area: usize, tiles: usize) -> usize {
-    if area > FEW_PIXELS { 1 } else { GATHER_LANES.min(tiles / LANE_TILES).max(1) }
-}
-
-/// The tiles of a gathering reduction over `reduced` channels and `taps`.
-fn reduction_tiles(reduced: usize, taps: usize, aligned: bool) -> usize {
-    if aligned { taps * reduced.div_ceil(DEPTH) } else { (taps * reduced).div_ceil(DEPTH) }
-}
-
 /// Sizes of a gathering pass that both its launch and its workspace follow.
 struct Gather {
-    pass: Pass,
+    /// Channels of a group that are summed over, those of the second tensor among them.
     reduced: usize,
+    /// Channels of a group that result.
     columns: usize,
     aligned: bool,
     lanes: usize,
 }
 
-impl Gather {
-    fn new(op: &Conv2d, pass: Pass) -> Self {
-        let groups = op.options.groups;
-        let (c_in, c_out) = (op.c_in / groups, op.c_out / groups);
-        let taps = op.kernel[0] * op.kernel[1];
-        let [oh, ow] = op.output_size();
-        let strided = op.options.stride != [1, 1];
-        let (reduced, columns, area) = match pass {
-            Pass::Forward => (c_in, c_out, oh * ow),
-            Pass::BackwardData => (c_out, c_in, op.h * op.w),
-        };
-        let aligned = reduced.is_multiple_of(CHUNK)
-            && (pass == Pass::Forward || columns.is_multiple_of(CHUNK));
-        // A single pixel is a linear layer's row, of which an image may have many.
-        let lanes = if area == 1 || (strided && pass == Pass::BackwardData) {
-            1
-        } else {
-            gather_lanes(area, reduction_tiles(reduced, taps, aligned))
-        };
-        Gather { pass, reduced, columns, aligned, lanes }
+impl Layer {
+    fn plain(op: &Conv2d) -> Self {
+        Layer { op: *op, arithmetic: Arithmetic::F32, source: Source::default(), tile: None }
     }
 
-    fn results(&self, op: &Conv2d) -> usize {
-        match self.pass {
-            Pass::Forward => op.y_len(),
-            Pass::BackwardData => op.x_len(),
+    fn is_aligned(&self, channels: &[usize]) -> bool {
+        channels.iter().all(|c| c.is_multiple_of(self.arithmetic.chunk()))
+    }
+
+    /// Tiles of a gathering reduction over `taps`.
+    fn reduction_tiles(&self, pass: Pass, gather: &Gather, taps: usize) -> usize {
+        let depth = self.arithmetic.depth();
+        let second = if pass == Pass::Forward { self.source.second_channels } else { 0 };
+        if gather.aligned {
+            taps * ((gather.reduced - second).div_ceil(depth) + second.div_ceil(depth))
+        } else {
+            (taps * gather.reduced).div_ceil(depth)
         }
     }
 
-    fn workspace_len(&self, op: &Conv2d) -> usize {
-        if self.lanes == 1 { 0 } else { self.lanes * self.results(op) }
+    fn gather(&self, pass: Pass) -> Gather {
+        let op = &self.op;
+        let parts = op.options.groups;
+        let (c_in, c_out) = (op.c_in / parts, op.c_out / parts);
+        let [oh, ow] = op.output_size();
+        let second = self.source.second_channels;
+        let mut gather = match pass {
+            Pass::Forward => {
+                let aligned = self.is_aligned(&[c_in, second]);
+                Gather { reduced: c_in, columns: c_out, aligned, lanes: 1 }
+            }
+            Pass::BackwardData => {
+                let aligned = self.is_aligned(&[c_in, c_out]);
+                Gather { reduced: c_out, columns: c_in, aligned, lanes: 1 }
+            }
+        };
+        let area = if pass == Pass::Forward { oh * ow } else { op.h * op.w };
+        let strided = op.options.stride != [1, 1];
+        // A single pixel is a linear layer's row, of which an image may have many.
+        if area > 1 && area <= FEW_PIXELS && !(strided && pass == Pass::BackwardData) {
+            let tiles = self.reduction_tiles(pass, &gather, op.kernel[0] * op.kernel[1]);
+            gather.lanes = GATHER_LANES.min(tiles / LANE_TILES).max(1);
+        }
+        gather
     }
 
-    /// One launch over the results at `first` modulo `step` (of the axes), and the
-    /// sum of the lanes.
-    fn launch(&self, op: &Conv2d, call: &Call, axes: [params::ConvAxis; 2]) -> Result<()> {
-        let [down, along] = axes;
-        let groups = op.options.groups;
-        let (y, add) = call.required(0);
-        let forward = self.pass == Pass::Forward;
-        let optional = |i| if forward { call.optional(i) } else { std::ptr::null() };
-        let (bias, per_image, residual) = (optional(2), optional(PER_IMAGE), optional(RESIDUAL));
+    fn results(&self, pass: Pass) -> usize {
+        match pass {
+            Pass::Forward => self.op.y_len(),
+            Pass::BackwardData => self.op.x_len(),
+        }
+    }
+
+    fn gather_workspace_len(&self, pass: Pass) -> usize {
+        match self.gather(pass).lanes {
+            1 => 0,
+            lanes => lanes * self.results(pass),
+        }
+    }
+
+    fn sum(&self) -> &'static Entry<params::SumLanes> {
+        match self.arithmetic {
+            Arithmetic::F32 | Arithmetic::Tf32 => &SUM_LANES_F32,
+            Arithmetic::Bf16 => &SUM_LANES_BF16,
+        }
+    }
+
+    /// The forward pass, or the backward pass to the data: one launch for each residue
+    /// of a position modulo the stride.
+    fn launch_gather(
+        &self,
+        pass: Pass,
+        operands: &GatherOperands,
+        launch: &mut dyn FnMut(Launch) -> Result<()>,
+    ) -> Result<()> {
+        let op = &self.op;
+        if pass == Pass::Forward {
+            let axes = [forward_axis(op, 0), forward_axis(op, 1)];
+            return self.launch_residue(pass, operands, axes, launch);
+        }
+        for y in 0..op.options.stride[0] {
+            for x in 0..op.options.stride[1] {
+                let axes = [backward_axis(op, 0, y), backward_axis(op, 1, x)];
+                self.launch_residue(pass, operands, axes, launch)?;
+            }
+        }
+        Ok(())
+    }
+
+    fn launch_residue(
+        &self,
+        pass: Pass,
+        operands: &GatherOperands,
+        [down, along]: [params::ConvAxis; 2],
+        launch: &mut dyn FnMut(Launch) -> Result<()>,
+    ) -> Result<()> {
+        let op = &self.op;
+        let gather = self.gather(pass);
+        let parts = op.options.groups;
         let taps = (down.taps * along.taps) as usize;
         let pixels = op.n * (down.count * along.count) as usize;
-        let split = self.lanes > 1;
-        let none = std::ptr::null();
+        if pixels == 0 {
+            return Ok(());
+        }
+        let source = if pass == Pass::Forward { self.source } else { Source::default() };
+        let split = gather.lanes > 1;
         let p = params::ConvGather {
-            y: y.cast(),
-            partial: if split { call.workspace() } else { std::ptr::null_mut() },
-            x: call.input(0).cast(),
-            x2: none,
-            weight: call.input(1).cast(),
-            bias,
-            per_image: per_image.cast(),
-            residual: residual.cast(),
+            y: operands.y.cast(),
+            partial: if split { operands.workspace } else { std::ptr::null_mut() },
+            x: operands.x.cast(),
+            x2: operands.x2.cast(),
+            weight: operands.weight.cast(),
+            bias: operands.bias,
+            per_image: operands.per_image.cast(),
+            residual: operands.residual.cast(),
             // Without a tap there is nothing to walk, and the results are zero.
             down,
             along: params::ConvAxis { taps: along.taps.max(1), ..along },
             images: op.n as i32,
             pixels: pixels as i32,
-            x_channels: (groups * self.reduced) as i32,
-            x2_channels: 0,
-            enlarge: 0,
+            x_channels: (parts * gather.reduced - source.second_channels) as i32,
+            x2_channels: source.second_channels as i32,
+            enlarge: source.enlarge as i32,
             kernel_width: op.kernel[1] as i32,
             kernel_taps: (op.kernel[0] * op.kernel[1]) as i32,
-            groups: groups as i32,
-            reduced: self.reduced as i32,
-            columns: self.columns as i32,
-            tiles: reduction_tiles(self.reduced, taps, self.aligned) as i32,
-            lanes: self.lanes as i32,
-            add: add as i32,
+            groups: parts as i32,
+            reduced: gather.reduced as i32,
+            columns: gather.columns as i32,
+            tiles: self.reduction_tiles(pass, &gather, taps) as i32,
+            lanes: gather.lanes as i32,
+            add: operands.add.into(),
         };
-        let tiles: &'static [Tile<params::ConvGather>] = match (self.pass, self.aligned) {
-            (Pass::Forward, true) => &FORWARD,
-            (Pass::Forward, false) => &FORWARD_SCATTERED,
-            (Pass::BackwardData, true) => &BACKWARD_DATA,
-            (Pass::BackwardData, false) => &BACKWARD_DATA_SCATTERED,
+        let tiles = match pass {
+            Pass::Forward => tiles::forward(self.arithmetic, gather.aligned),
+            Pass::BackwardData => tiles::backward_data(self.arithmetic, gather.aligned),
         };
-        let parts = groups * self.lanes;
-        let tile = choose(tiles, pixels, self.columns, parts);
-        let grid = if pixels == 0 { [0; 3] } else { tile.grid(pixels, self.columns, parts) };
-        call.launch(tile.entry, grid, tile.shared_bytes(), &p)?;
+        let parts = parts * gather.lanes;
+        let tile = tiles::choose(tiles, self.tile, pixels, gather.columns, parts);
+        let grid = tile.grid(pixels, gather.columns, parts);
+        launch(Launch::Gather(tile.entry, grid, tile.shared_bytes(), p))?;
         if !split {
             return Ok(());
         }
-        let channels = groups * self.columns;
-        sum_lanes(
-            call,
-            params::SumLanes {
-                y: p.y,
-                y2: std::ptr::null_mut(),
-                partial: p.partial,
-                bias,
-                per_image: p.per_image,
-                residual: p.residual,
-                len: self.results(op) as i64,
-                len2: 0,
-                image_len: (self.results(op) / op.n.max(1)) as i64,
-                channels: channels as i32,
-                lanes: p.lanes,
-                add: p.add,
-                add2: 0,
-            },
-        )
+        let sum = params::SumLanes {
+            y: p.y,
+            y2: std::ptr::null_mut(),
+            partial: p.partial,
+            bias: p.bias,
+            per_image: p.per_image,
+            residual: p.residual,
+            len: self.results(pass) as i64,
+            len2: 0,
+            image_len: (self.results(pass) / op.n) as i64,
+            channels: p.groups * p.columns,
+            lanes: p.lanes,
+            add: p.add,
+            add2: 0,
+        };
+        launch(Launch::Sum(self.sum(), sum))
     }
-}
 
-fn sum_lanes(call: &Call, p: params::SumLanes) -> Result<()> {
-    let len = (p.len + p.len2) as usize;
-    call.launch(&SUM_LANES_F32, super::arguments::groups(&SUM_LANES_F32, len, 1), 0, &p)
-}
+    fn outer_lanes(&self) -> usize {
+        let op = &self.op;
+        let parts = op.options.groups;
+        let [oh, ow] = op.output_size();
+        let columns = op.kernel[0] * op.kernel[1] * op.c_in / parts;
+        let tiles = (op.c_out / parts).div_ceil(128) * columns.div_ceil(128) * parts;
+        let most = (oh * ow / OUTER_LANE_PIXELS).clamp(3, MOST_OUTER_LANES);
+        MULTIPROCESSORS.div_ceil(tiles).clamp(1, most)
+    }
 
-/// Input positions of what lowering adds to a forward layer.
-const PER_IMAGE: usize = 4;
-const RESIDUAL: usize = 5;
-
-/// Floats of scratch memory of the forward pass.
-pub(super) fn forward_workspace_len(op: &Conv2d) -> usize {
-    Gather::new(op, Pass::Forward).workspace_len(op)
-}
-
-/// Floats of scratch memory of the backward pass to the data.
-pub(super) fn backward_data_workspace_len(op: &Conv2d) -> usize {
-    Gather::new(op, Pass::BackwardData).workspace_len(op)
-}
-
-/// y from x, the weight, and optionally bias, per-image and residual terms.
-pub(super) fn forward(op: &Conv2d, call: &Call) -> Result<()> {
-    let axes = [forward_axis(op, 0), forward_axis(op, 1)];
-    Gather::new(op, Pass::Forward).launch(op, call, axes)
-}
-
-/// d_x from d_y and the weight: one launch for each residue modulo the stride.
-pub(super) fn backward_data(op: &Conv2d, call: &Call) -> Result<()> {
-    let gather = Gather::new(op, Pass::BackwardData);
-    for y in 0..op.options.stride[0] {
-        for x in 0..op.options.stride[1] {
-            gather.launch(op, call, [backward_axis(op, 0, y), backward_axis(op, 1, x)])?;
+    fn outer_workspace_len(&self) -> usize {
+        match self.outer_lanes() {
+            1 => 0,
+            lanes => lanes * (self.op.weight_len() + self.op.c_out),
         }
     }
-    Ok(())
-}
 
-/// Lanes of the weight gradient.
-fn outer_lanes(op: &Conv2d) -> usize {
-    let groups = op.options.groups;
-    let [oh, ow] = op.output_size();
-    let columns = op.kernel[0] * op.kernel[1] * op.c_in / groups;
-    let tiles = (op.c_out / groups).div_ceil(128) * columns.div_ceil(128) * groups;
-    let most = (oh * ow / OUTER_LANE_PIXELS).clamp(3, MOST_OUTER_LANES);
-    MULTIPROCESSORS.div_ceil(tiles).clamp(1, most)
-}
-
-/// Floats of scratch memory of the weight gradient.
-pub(super) fn backward_weight_workspace_len(op: &Conv2d) -> usize {
-    match outer_lanes(op) {
-        1 => 0,
-        lanes => lanes * (op.weight_len() + op.c_out),
-    }
-}
-
-/// d_weight and d_bias from x and d_y.
-pub(super) fn backward_weight(op: &Conv2d, call: &Call) -> Result<()> {
-    let groups = op.options.groups;
-    let (c_in, c_out) = (op.c_in / groups, op.c_out / groups);
-    let taps = op.kernel[0] * op.kernel[1];
-    let [oh, ow] = op.output_size();
-    let pixels = op.n * oh * ow;
-    let lanes = outer_lanes(op);
-    let (d_weight, add) = call.output(0).unwrap_or((std::ptr::null_mut(), 0));
-    let (d_bias, add_bias) = call.output(1).unwrap_or((std::ptr::null_mut(), 0));
-    let p = params::ConvOuter {
-        d_weight: d_weight.cast(),
-        d_bias,
-        partial: if lanes > 1 { call.workspace() } else { std::ptr::null_mut() },
-        x: call.input(0).cast(),
-        x2: std::ptr::null(),
-        d_y: call.input(1).cast(),
-        down: forward_axis(op, 0),
-        along: forward_axis(op, 1),
-        images: op.n as i32,
-        pixels: pixels as i32,
-        x_channels: op.c_in as i32,
-        x2_channels: 0,
-        enlarge: 0,
-        kernel_width: op.kernel[1] as i32,
-        kernel_taps: taps as i32,
-        groups: groups as i32,
-        c_in: c_in as i32,
-        c_out: c_out as i32,
-        tiles: pixels.div_ceil(DEPTH) as i32,
-        lanes: lanes as i32,
-        add: add as i32,
-        add_bias: add_bias as i32,
-    };
-    let aligned = c_in.is_multiple_of(CHUNK) && c_out.is_multiple_of(CHUNK);
-    let tiles: &'static [_] = if aligned { &BACKWARD_WEIGHT } else { &BACKWARD_WEIGHT_SCATTERED };
-    let parts = groups * lanes;
-    let tile = choose(tiles, c_out, taps * c_in, parts);
-    call.launch(tile.entry, tile.grid(c_out, taps * c_in, parts), tile.shared_bytes(), &p)?;
-    if lanes == 1 {
-        return Ok(());
-    }
-    sum_lanes(
-        call,
-        params::SumLanes {
+    fn launch_outer(
+        &self,
+        operands: &OuterOperands,
+        launch: &mut dyn FnMut(Launch) -> Result<()>,
+    ) -> Result<()> {
+        let op = &self.op;
+        let parts = op.options.groups;
+        let (c_in, c_out) = (op.c_in / parts, op.c_out / parts);
+        let taps = op.kernel[0] * op.kernel[1];
+        let [oh, ow] = op.output_size();
+        let pixels = op.n * oh * ow;
+        let lanes = self.outer_lanes();
+        let second = self.source.second_channels;
+        let p = params::ConvOuter {
+            d_weight: operands.d_weight.cast(),
+            d_bias: operands.d_bias,
+            partial: if lanes > 1 { operands.workspace } else { std::ptr::null_mut() },
+            x: operands.x.cast(),
+            x2: operands.x2.cast(),
+            d_y: operands.d_y.cast(),
+            down: forward_axis(op, 0),
+            along: forward_axis(op, 1),
+            images: op.n as i32,
+            pixels: pixels as i32,
+            x_channels: (op.c_in - second) as i32,
+            x2_channels: second as i32,
+            enlarge: self.source.enlarge as i32,
+            kernel_width: op.kernel[1] as i32,
+            kernel_taps: taps as i32,
+            groups: parts as i32,
+            c_in: c_in as i32,
+            c_out: c_out as i32,
+            tiles: pixels.div_ceil(self.arithmetic.depth()) as i32,
+            lanes: lanes as i32,
+            add: operands.add.into(),
+            add_bias: operands.add_bias.into(),
+        };
+        let aligned = self.is_aligned(&[c_in, c_out, second]);
+        let parts = parts * lanes;
+        let tiles = tiles::backward_weight(self.arithmetic, aligned);
+        let tile = tiles::choose(tiles, self.tile, c_out, taps * c_in, parts);
+        let grid = tile.grid(c_out, taps * c_in, parts);
+        launch(Launch::Outer(tile.entry, grid, tile.shared_bytes(), p))?;
+        if lanes == 1 {
+            return Ok(());
+        }
+        let sum = params::SumLanes {
             y: p.d_weight,
-            y2: d_bias,
+            y2: p.d_bias,
             partial: p.partial,
             bias: std::ptr::null(),
             per_image: std::ptr::null(),
@@ -399,6 +455,276 @@ pub(super) fn backward_weight(op: &Conv2d, call: &Call) -> Result<()> {
             lanes: p.lanes,
             add: p.add,
             add2: p.add_bias,
-        },
-    )
+        };
+        launch(Launch::Sum(&SUM_LANES_F32, sum))
+    }
+}
+
+/// Floats of scratch memory of the forward pass.
+pub(super) fn forward_workspace_len(op: &Conv2d) -> usize {
+    Layer::plain(op).gather_workspace_len(Pass::Forward)
+}
+
+/// Floats of scratch memory of the backward pass to the data.
+pub(super) fn backward_data_workspace_len(op: &Conv2d) -> usize {
+    Layer::plain(op).gather_workspace_len(Pass::BackwardData)
+}
+
+/// Floats of scratch memory of the weight gradient.
+pub(super) fn backward_weight_workspace_len(op: &Conv2d) -> usize {
+    Layer::plain(op).outer_workspace_len()
+}
+
+fn gather_node(op: &Conv2d, call: &Call, pass: Pass) -> Result<()> {
+    let forward = pass == Pass::Forward;
+    let optional = |i| if forward { call.optional(i) } else { std::ptr::null() };
+    let (y, add) = call.required(0);
+    let operands = GatherOperands {
+        y,
+        workspace: call.workspace(),
+        x: call.input(0),
+        x2: std::ptr::null(),
+        weight: call.input(1),
+        bias: optional(2),
+        per_image: optional(PER_IMAGE),
+        residual: optional(RESIDUAL),
+        add: add == 1,
+    };
+    Layer::plain(op).launch_gather(pass, &operands, &mut |launch| launch.by(call))
+}
+
+/// y from x, the weight, and optionally bias, per-image and residual terms.
+pub(super) fn forward(op: &Conv2d, call: &Call) -> Result<()> {
+    gather_node(op, call, Pass::Forward)
+}
+
+/// d_x from d_y and the weight.
+pub(super) fn backward_data(op: &Conv2d, call: &Call) -> Result<()> {
+    gather_node(op, call, Pass::BackwardData)
+}
+
+/// d_weight and d_bias from x and d_y.
+pub(super) fn backward_weight(op: &Conv2d, call: &Call) -> Result<()> {
+    let (d_weight, add) = call.output(0).unwrap_or((std::ptr::null_mut(), 0));
+    let (d_bias, add_bias) = call.output(1).unwrap_or((std::ptr::null_mut(), 0));
+    let operands = OuterOperands {
+        d_weight,
+        d_bias,
+        workspace: call.workspace(),
+        x: call.input(0),
+        x2: std::ptr::null(),
+        d_y: call.input(1),
+        add: add == 1,
+        add_bias: add_bias == 1,
+    };
+    Layer::plain(op).launch_outer(&operands, &mut |launch| launch.by(call))
+}
+
+/// A convolution (or, with images of one pixel and one tap, a linear layer) on memory
+/// of one's own. Elements of x, y, the weight and what is added per image or as a
+/// residual have [`Arithmetic::bytes`]; biases, gradients by the weight and the
+/// workspace are f32. Layouts are those of [`Conv2d`].
+///
+/// Passes are launched on the device's stream and return at once.
+#[derive(Clone, Copy, Debug)]
+pub struct Convolution<'a> {
+    device: &'a Device,
+    layer: Layer,
+}
+
+/// What is added to a convolution's sums before they are stored, in this order.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Epilogue<'a> {
+    /// `[c_out]`, f32.
+    pub bias: Option<&'a Memory>,
+    /// `[n, c_out]`
+    pub per_image: Option<&'a Memory>,
+    /// As the output.
+    pub residual: Option<&'a Memory>,
+}
+
+fn address(memory: Option<&Memory>) -> *const f32 {
+    memory.map_or(std::ptr::null(), |m| m.address() as *const f32)
+}
+
+fn address_mut(memory: Option<&mut Memory>) -> *mut f32 {
+    memory.map_or(std::ptr::null_mut(), |m| m.address() as *mut f32)
+}
+
+impl<'a> Convolution<'a> {
+    /// A convolution whose x comes from `source`. Refuses what the kernels cannot
+    /// address: a second tensor with groups, an enlarged image of odd size.
+    pub fn new(
+        device: &'a Device,
+        op: Conv2d,
+        arithmetic: Arithmetic,
+        source: Source,
+    ) -> Result<Self> {
+        let enlarged = 1usize << source.enlarge;
+        let fits = source.second_channels < op.c_in
+            && (source.second_channels == 0 || op.options.groups == 1)
+            && op.h.is_multiple_of(enlarged)
+            && op.w.is_multiple_of(enlarged)
+            && i32::try_from(op.x_len().max(op.y_len()).max(op.weight_len())).is_ok();
+        if !fits {
+            return Err(Error::Shape {
+                op: "conv2d",
+                tensor: "x".into(),
+                expected: format!("what {source:?} can make of fewer than 2^31 elements"),
+                found: vec![op.n, op.h, op.w, op.c_in],
+            });
+        }
+        Ok(Convolution { device, layer: Layer { op, arithmetic, source, tile: None } })
+    }
+
+    /// The same by blocks of that many rows and columns of results, in the passes
+    /// that have such a kernel: for measurements. Results keep their bits.
+    pub fn with_tile(mut self, rows: usize, columns: usize) -> Self {
+        self.layer.tile = Some([rows, columns]);
+        self
+    }
+
+    /// Bytes of scratch memory that the passes need: forward, to the data, to the weight.
+    pub fn workspace_bytes(&self) -> [usize; 3] {
+        let l = &self.layer;
+        [
+            l.gather_workspace_len(Pass::Forward),
+            l.gather_workspace_len(Pass::BackwardData),
+            l.outer_workspace_len(),
+        ]
+        .map(|len| len * 4)
+    }
+
+    fn check(&self, tensor: &str, memory: Option<&Memory>, bytes: usize) -> Result<()> {
+        match memory {
+            Some(memory) if memory.bytes() < bytes => Err(Error::Shape {
+                op: "conv2d",
+                tensor: tensor.into(),
+                expected: format!("{bytes} bytes"),
+                found: vec![memory.bytes()],
+            }),
+            _ => Ok(()),
+        }
+    }
+
+    fn check_source(&self, x: &Memory, x2: Option<&Memory>) -> Result<()> {
+        let Layer { op, arithmetic, source, .. } = &self.layer;
+        let second = source.second_channels;
+        let pixels = op.n * (op.h >> source.enlarge) * (op.w >> source.enlarge);
+        self.check("x", Some(x), pixels * (op.c_in - second) * arithmetic.bytes())?;
+        self.check("x2", x2, pixels * second * arithmetic.bytes())?;
+        if x2.is_none() && second > 0 {
+            return Err(Error::Shape {
+                op: "conv2d",
+                tensor: "x2".into(),
+                expected: format!("a tensor of {second} channels"),
+                found: vec![],
+            });
+        }
+        Ok(())
+    }
+
+    /// `y = conv(x, weight) + epilogue`, or added to y.
+    #[allow(clippy::too_many_arguments)] // The operands of one equation.
+    pub fn forward(
+        &self,
+        y: &mut Memory,
+        x: &Memory,
+        x2: Option<&Memory>,
+        weight: &Memory,
+        epilogue: Epilogue,
+        workspace: &mut Memory,
+        mode: Mode,
+    ) -> Result<()> {
+        let (op, bytes) = (&self.layer.op, self.layer.arithmetic.bytes());
+        self.check("y", Some(y), op.y_len() * bytes)?;
+        self.check_source(x, x2)?;
+        self.check("weight", Some(weight), op.weight_len() * bytes)?;
+        self.check("bias", epilogue.bias, op.c_out * 4)?;
+        self.check("per_image", epilogue.per_image, op.n * op.c_out * bytes)?;
+        self.check("residual", epilogue.residual, op.y_len() * bytes)?;
+        self.check("workspace", Some(workspace), self.workspace_bytes()[0])?;
+        let operands = GatherOperands {
+            y: address_mut(Some(y)),
+            workspace: address_mut(Some(workspace)),
+            x: address(Some(x)),
+            x2: address(x2),
+            weight: address(Some(weight)),
+            bias: address(epilogue.bias),
+            per_image: address(epilogue.per_image),
+            residual: address(epilogue.residual),
+            add: mode == Mode::Add,
+        };
+        // SAFETY: the sizes were checked; memory outlives the stream's work, which its
+        // release waits for.
+        self.layer.launch_gather(Pass::Forward, &operands, &mut |launch| unsafe {
+            launch.on(self.device, "conv2d_forward")
+        })
+    }
+
+    /// d_x `[n,h,w,c_in]` (as the convolution sees x: enlarged, both tensors side by
+    /// side) from d_y and the weight, written or added.
+    pub fn backward_data(
+        &self,
+        d_x: &mut Memory,
+        d_y: &Memory,
+        weight: &Memory,
+        workspace: &mut Memory,
+        mode: Mode,
+    ) -> Result<()> {
+        let (op, bytes) = (&self.layer.op, self.layer.arithmetic.bytes());
+        self.check("d_x", Some(d_x), op.x_len() * bytes)?;
+        self.check("d_y", Some(d_y), op.y_len() * bytes)?;
+        self.check("weight", Some(weight), op.weight_len() * bytes)?;
+        self.check("workspace", Some(workspace), self.workspace_bytes()[1])?;
+        let operands = GatherOperands {
+            y: address_mut(Some(d_x)),
+            workspace: address_mut(Some(workspace)),
+            x: address(Some(d_y)),
+            x2: std::ptr::null(),
+            weight: address(Some(weight)),
+            bias: std::ptr::null(),
+            per_image: std::ptr::null(),
+            residual: std::ptr::null(),
+            add: mode == Mode::Add,
+        };
+        // SAFETY: as in `forward`.
+        self.layer.launch_gather(Pass::BackwardData, &operands, &mut |launch| unsafe {
+            launch.on(self.device, "conv2d_backward_data")
+        })
+    }
+
+    /// f32 d_weight and d_bias from x and d_y, each written, added or skipped.
+    pub fn backward_weight(
+        &self,
+        d_weight: Option<(&mut Memory, Mode)>,
+        d_bias: Option<(&mut Memory, Mode)>,
+        x: &Memory,
+        x2: Option<&Memory>,
+        d_y: &Memory,
+        workspace: &mut Memory,
+    ) -> Result<()> {
+        let (op, bytes) = (&self.layer.op, self.layer.arithmetic.bytes());
+        let mode = |o: &Option<(&mut Memory, Mode)>| o.as_ref().is_some_and(|o| o.1 == Mode::Add);
+        let (add, add_bias) = (mode(&d_weight), mode(&d_bias));
+        self.check("d_weight", d_weight.as_ref().map(|o| &*o.0), op.weight_len() * 4)?;
+        self.check("d_bias", d_bias.as_ref().map(|o| &*o.0), op.c_out * 4)?;
+        self.check_source(x, x2)?;
+        self.check("d_y", Some(d_y), op.y_len() * bytes)?;
+        self.check("workspace", Some(workspace), self.workspace_bytes()[2])?;
+        let operands = OuterOperands {
+            d_weight: address_mut(d_weight.map(|o| o.0)),
+            d_bias: address_mut(d_bias.map(|o| o.0)),
+            workspace: address_mut(Some(workspace)),
+            x: address(Some(x)),
+            x2: address(x2),
+            d_y: address(Some(d_y)),
+            add,
+            add_bias,
+        };
+        // SAFETY: as in `forward`.
+        self.layer.launch_outer(&operands, &mut |launch| unsafe {
+            launch.on(self.device, "conv2d_backward_weight")
+        })
+    }
 }

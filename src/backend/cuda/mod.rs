@@ -25,7 +25,7 @@ mod broadcast;
 #[cfg(langevin_cuda)]
 mod concat;
 #[cfg(langevin_cuda)]
-mod conv2d;
+pub mod conv2d;
 #[cfg(langevin_cuda)]
 mod cuda;
 #[cfg(langevin_cuda)]
@@ -67,6 +67,8 @@ pub use cuda::Cuda;
 pub use device::Device;
 #[cfg(langevin_cuda)]
 pub use entries::params;
+#[cfg(langevin_cuda)]
+pub use memory::Memory;
 
 /// Whether the kernels are in this build; otherwise why not.
 pub fn built() -> std::result::Result<(), &'static str> {

@@ -1,0 +1,38 @@
+// Convolution on tensor cores: the passes of conv2d.cu with bf16 in memory, or with f32 in
+// memory and operands rounded to tf32. Weight gradients and partial sums are f32.
+//
+// A warp of the large tiles computes 64 x 64 results: per 16 bytes of k of each row, 4 + 4
+// ldmatrix.x4 feed 32 mma, a ratio of 4. See matmul.cuh for layout and order, conv2d.cu for
+// the equation and the names.
+#include "matmul.cuh"
+
+using Large16 = Tensor<Bf16, 128, 128, 2, 2>;
+using Medium16 = Tensor<Bf16, 64, 64, 2, 2>;
+using Small16 = Tensor<Bf16, 32, 32, 1, 2>;
+using Large32 = Tensor<float, 128, 128, 2, 2>;
+using Medium32 = Tensor<float, 64, 64, 2, 2>;
+using Small32 = Tensor<float, 32, 32, 1, 2>;
+
+ENTRY(conv2d_forward_bf16_128x128, ConvGather, 128) { gather<Large16, true, true>(p); }
+ENTRY(conv2d_forward_bf16_64x64, ConvGather, 128) { gather<Medium16, true, true>(p); }
+ENTRY(conv2d_forward_bf16_32x32, ConvGather, 64) { gather<Small16, true, true>(p); }
+ENTRY(conv2d_forward_bf16_scattered_32x32, ConvGather, 64) { gather<Small16, true, false>(p); }
+ENTRY(conv2d_backward_data_bf16_128x128, ConvGather, 128) { gather<Large16, false, true>(p); }
+ENTRY(conv2d_backward_data_bf16_64x64, ConvGather, 128) { gather<Medium16, false, true>(p); }
+ENTRY(conv2d_backward_data_bf16_32x32, ConvGather, 64) { gather<Small16, false, true>(p); }
+ENTRY(conv2d_backward_data_bf16_scattered_32x32, ConvGather, 64) { gather<Small16, false, false>(p); }
+ENTRY(conv2d_backward_weight_bf16_128x128, ConvOuter, 128) { outer<Large16, true>(p); }
+ENTRY(conv2d_backward_weight_bf16_64x64, ConvOuter, 128) { outer<Medium16, true>(p); }
+ENTRY(conv2d_backward_weight_bf16_32x32, ConvOuter, 64) { outer<Small16, true>(p); }
+ENTRY(conv2d_backward_weight_bf16_scattered_32x32, ConvOuter, 64) { outer<Small16, false>(p); }
+ENTRY(conv2d_forward_tf32_128x128, ConvGather, 128) { gather<Large32, true, true>(p); }
+ENTRY(conv2d_forward_tf32_64x64, ConvGather, 128) { gather<Medium32, true, true>(p); }
+ENTRY(conv2d_forward_tf32_32x32, ConvGather, 64) { gather<Small32, true, true>(p); }
+ENTRY(conv2d_backward_data_tf32_128x128, ConvGather, 128) { gather<Large32, false, true>(p); }
+ENTRY(conv2d_backward_data_tf32_64x64, ConvGather, 128) { gather<Medium32, false, true>(p); }
+ENTRY(conv2d_backward_data_tf32_32x32, ConvGather, 64) { gather<Small32, false, true>(p); }
+ENTRY(conv2d_backward_weight_tf32_128x128, ConvOuter, 128) { outer<Large32, true>(p); }
+ENTRY(conv2d_backward_weight_tf32_64x64, ConvOuter, 128) { outer<Medium32, true>(p); }
+ENTRY(conv2d_backward_weight_tf32_32x32, ConvOuter, 64) { outer<Small32, true>(p); }
+
+ENTRY(sum_lanes_bf16, SumLanes, 256) { sum_lanes<Bf16>(p); }
