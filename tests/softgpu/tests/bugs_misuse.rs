@@ -44,6 +44,8 @@ const CASES: &[Case] = {
         ("copy_source_size_too_large", 1, 32, AsyncCopyMisuse),
         ("copy_past_the_end", 1, 96, OutOfBounds),
         ("counter_read_without_barrier", 1, 64, SharedRace),
+        ("halves_of_a_neighbour", 1, 64, SharedRace),
+        ("halves_past_a_neighbour", 1, 32, SharedRace),
         ("store_beside_atomics", 4, 32, GlobalRace),
         ("fence_for_the_block_only", 4, 32, GlobalRace),
         ("atomic_for_the_block_only", 4, 32, GlobalRace),

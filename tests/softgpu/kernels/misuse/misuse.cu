@@ -252,6 +252,32 @@ CASE(store_beside_atomics) {
     else atomicAdd(&in[0], 1);
 }
 
+// Two lanes share a word: each may do what it likes with its own half, the other's needs an order.
+CASE(halves_of_a_neighbour) {
+    __shared__ short s[64];
+    int i = threadIdx.x;
+    s[i] = in[i];
+    asm volatile("" ::: "memory");
+    s[i] = s[i] * 2;
+    asm volatile("" ::: "memory");
+    out[i] = s[BUG ? i ^ 1 : i];
+}
+
+// The same where the half that is overwritten has been read.
+CASE(halves_past_a_neighbour) {
+    __shared__ short s[33];
+    int i = threadIdx.x;
+    s[i] = in[i];
+    if (i == 0) s[32] = 0;
+    __syncwarp();
+    int next = s[i + 1];
+    if (BUG) asm volatile("" ::: "memory");
+    else __syncwarp();
+    s[i] = next + 1;
+    asm volatile("" ::: "memory");
+    out[i] = s[i];
+}
+
 // The last block sums what the others left; a fence for the block orders nothing between blocks.
 CASE(fence_for_the_block_only) {
     if (threadIdx.x != 0) return;

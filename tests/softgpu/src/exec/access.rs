@@ -1,7 +1,8 @@
 //! Loads and stores: which space, then between memory and registers.
 #![allow(unsafe_code)] // Registers and memory are raw bytes.
 
-use super::addresses::{Reach, addresses, lanes, remembered, sectors, wavefronts};
+use super::addresses::{Reach, addresses, lanes, sectors};
+use super::pattern::Pattern;
 use super::state::{AccessTable, Context, Fault, Warp};
 use crate::finding::FindingKind;
 use crate::isa::lanes::{Leveled, at_level};
@@ -155,10 +156,14 @@ impl<'p> Context<'p> {
     #[inline(always)]
     pub fn count_global(&mut self, index: usize, reach: &Reach<'_>, asked: u64) {
         let Reach { a, m, bytes, .. } = *reach;
-        let touched = match reach.runs().next() {
-            Some(run) if run.only => (run.start + run.len - 1) / 32 - run.start / 32 + 1,
-            Some(_) => remembered(&mut self.patterns[index], a, m, 31, || sectors(a, m, bytes)),
-            None => 0,
+        let touched = match reach.only_run() {
+            Some(run) => (run.start + run.len - 1) / 32 - run.start / 32 + 1,
+            None if m == 0 => 0,
+            None => {
+                let slot = &mut self.patterns[index];
+                Pattern::recall(slot, a, m, 31, || sectors(a, m, bytes));
+                slot.as_ref().map_or(0, |p| p.count)
+            }
         };
         let count = &mut self.accesses[index];
         count.requests += 1;
@@ -171,14 +176,8 @@ impl<'p> Context<'p> {
 
     /// Counts a request to shared memory.
     #[inline(always)]
-    pub fn count_shared(&mut self, index: usize, reach: &Reach<'_>) {
-        let Reach { a, m, bytes, .. } = *reach;
-        let waves = match reach.runs().next() {
-            Some(run) if run.only && run.shared => 1,
-            Some(run) if run.only && run.lane == 0 => run.len.div_ceil(128),
-            // Moving all addresses by whole words only turns the banks.
-            _ => remembered(&mut self.patterns[index], a, m, 3, || wavefronts(a, m, bytes)),
-        };
+    pub fn count_shared(&mut self, index: usize, reach: &Reach<'_>, waves: u64) {
+        let Reach { m, bytes, .. } = *reach;
         let asked = bytes * u64::from(m.count_ones());
         let count = &mut self.accesses[index];
         count.requests += 1;

@@ -67,6 +67,12 @@ impl<'a> Reach<'a> {
         self.m == u32::MAX && self.follow == u32::MAX >> 1
     }
 
+    /// The run of all active lanes, when one run is all there is.
+    #[inline(always)]
+    pub fn only_run(&self) -> Option<Run> {
+        self.runs().next().filter(|run| run.only)
+    }
+
     /// The active lanes as runs of neighbours.
     #[inline(always)]
     pub fn runs(&self) -> Runs<'_> {
@@ -155,50 +161,6 @@ impl Iterator for Runs<'_> {
         let start = a[lane as usize];
         Some(Run { start, len, lane, shared: equal > behind, only: covered == m })
     }
-}
-
-/// A count that depends on the pattern of an instruction's addresses, kept from one execution to
-/// the next: in loops the pattern moves as a whole.
-pub struct PatternMemo {
-    active: u32,
-    /// The low bits of the first address that matter.
-    low: u64,
-    /// Addresses relative to the first, inactive lanes 0.
-    delta: [u64; 32],
-    count: u64,
-}
-
-/// The count for a pattern: from the memo when it is the same as last time, else from `compute`.
-/// `low` masks the bits of the first address that the count depends on.
-#[inline(always)]
-pub fn remembered(
-    memo: &mut Option<Box<PatternMemo>>,
-    a: &[u64; 32],
-    m: u32,
-    low: u64,
-    compute: impl FnOnce() -> u64,
-) -> u64 {
-    let first = a[(m.trailing_zeros() & 31) as usize];
-    let mut delta = [0u64; 32];
-    for l in 0..32 {
-        let active = 0u64.wrapping_sub(u64::from(m >> l & 1));
-        delta[l] = a[l].wrapping_sub(first) & active;
-    }
-    if let Some(memo) = memo
-        && memo.active == m
-        && memo.low == first & low
-    {
-        let mut differ = 0;
-        for l in 0..32 {
-            differ |= memo.delta[l] ^ delta[l];
-        }
-        if differ == 0 {
-            return memo.count;
-        }
-    }
-    let count = compute();
-    *memo = Some(Box::new(PatternMemo { active: m, low: first & low, delta, count }));
-    count
 }
 
 /// Distinct 32-byte sectors of scattered accesses.

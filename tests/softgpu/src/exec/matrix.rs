@@ -1,14 +1,21 @@
 //! ldmatrix, stmatrix and mma.sync.
 #![allow(unsafe_code)] // Registers and shared memory are raw.
 
-use super::addresses::{Reach, addresses};
+use super::addresses::{Reach, addresses, wavefronts};
+use super::pattern::Pattern;
 use super::state::{AccessTable, Context, Fault, Warp};
 use super::tensor;
 use crate::isa::lanes::{Leveled, at_level};
 use crate::isa::softfloat::{bf16_to_f32, f16_to_f32, f32_to_f16};
 use crate::isa::{MatrixOp, MmaOp, MmaType, Op};
-use crate::memory::{SHARED_WINDOW, WordLanes};
+use crate::memory::{SHARED_WINDOW, Sharing, WordLanes};
 use crate::settings::MmaMode;
+
+/// The lane that reads part `part` of a row.
+#[inline(always)]
+fn reader(op: &MatrixOp, row: u32, part: u32) -> u32 {
+    if op.trans { row / 2 + 8 * part } else { 4 * row + part }
+}
 
 /// An ldmatrix by all 32 lanes, compiled for every level.
 struct LoadMatrix<'c, 'p, 'w> {
@@ -17,6 +24,7 @@ struct LoadMatrix<'c, 'p, 'w> {
     r: *mut u32,
     op: &'p MatrixOp,
     reach: Reach<'w>,
+    index: usize,
     pc: u32,
 }
 
@@ -25,17 +33,30 @@ impl Leveled for LoadMatrix<'_, '_, '_> {
 
     #[inline(always)]
     unsafe fn run(self) -> Result<(), Fault> {
-        let LoadMatrix { context, warp, r, op, reach, pc } = self;
+        let LoadMatrix { context, warp, r, op, reach, index, pc } = self;
         let by = context.shared_access(warp, false);
-        for j in 0..op.count as usize {
-            for row in 0..8 {
-                let at = reach.a[8 * j + row];
-                // Every lane that receives elements of the row has read it. Untransposed, lane
+        let mut slot = context.patterns[index].take();
+        let known = Pattern::recall(&mut slot, reach.a, reach.m, 3, || {
+            wavefronts(reach.a, reach.m, reach.bytes)
+        });
+        let mut checked = false;
+        if let Some(pattern) = slot.as_mut() {
+            context.count_shared(index, &reach, pattern.count);
+            if known {
+                // Every lane that receives elements of a row has read it. Untransposed, lane
                 // 4 row + part reads bytes 4 part..; transposed, eight lanes read two bytes each
                 // and the first of them stands for its neighbours.
-                let (first, step) =
-                    if op.trans { (row as u32 / 2, 8) } else { (4 * row as u32, 1) };
-                let lanes = WordLanes { first, shift: 0, step, several: false };
+                let plan = pattern.plan(4, |lane, part| reader(op, lane & 7, part));
+                checked = context.shared_plan_readable(plan, reach.a[0], by);
+            }
+        }
+        context.patterns[index] = slot;
+        for j in 0..op.count as usize {
+            for row in if checked { 0..0 } else { 0..8 } {
+                let at = reach.a[8 * j + row];
+                let (first, second) = (reader(op, row as u32, 0), reader(op, row as u32, 1));
+                let step = second - first;
+                let lanes = WordLanes { first, shift: 0, step, sharing: Sharing::None };
                 // SAFETY: what is readable lies inside the bounds.
                 let quick = context.shared.is_readable(at, 16)
                     && unsafe { context.shared.read_words(at, 4, lanes, by) };
@@ -82,11 +103,13 @@ impl<'p> Context<'p> {
         let mask = u32::MAX >> (32 - rows);
         let reach = self.aligned(warp, &a, mask, 16, pc)?;
         let index = self.access_index(AccessTable::Matrix, k);
-        self.count_shared(index, &reach);
         if is_load {
             // SAFETY: the frame is the instruction's.
-            return unsafe { at_level(LoadMatrix { context: self, warp, r, op, reach, pc }) };
+            return unsafe {
+                at_level(LoadMatrix { context: self, warp, r, op, reach, index, pc })
+            };
         }
+        self.count_shared(index, &reach, wavefronts(&a, mask, 16));
         for lane in 0..rows as usize {
             self.store_row(warp, r, op, lane, a[lane], pc)?;
         }

@@ -10,6 +10,7 @@ pub mod counters;
 mod global;
 mod local;
 mod matrix;
+mod pattern;
 mod printf;
 mod shared;
 mod state;

@@ -2,9 +2,10 @@
 #![allow(unsafe_code)] // Registers and memory are raw bytes.
 
 use super::access::{MAX_LANE_BYTES, Site, gather, lane_bytes, scatter};
-use super::addresses::{Reach, lanes};
+use super::addresses::{Reach, Run, lanes, wavefronts};
+use super::pattern::{Pattern, Plan};
 use super::state::{Context, Fault, Warp};
-use crate::memory::{Access, WordLanes};
+use crate::memory::{Access, Listed, Sharing, WordLanes};
 
 /// Calls `$f` with the number of words, as a constant where lanes that stand alone have it, so that
 /// their loops are unrolled.
@@ -24,6 +25,18 @@ macro_rules! by_words {
     };
 }
 
+/// How a run's words belong to its lanes; none where it does not consist of whole words.
+#[inline(always)]
+fn word_lanes(run: &Run, bytes: u64) -> Option<WordLanes> {
+    let first = run.lane;
+    if bytes >= 4 {
+        let sharing = if run.shared { Sharing::All } else { Sharing::None };
+        return Some(WordLanes { first, shift: (bytes / 4).trailing_zeros(), step: 1, sharing });
+    }
+    let halves = bytes == 2 && !run.shared && (run.start | run.len) & 3 == 0;
+    halves.then_some(WordLanes { first, shift: 0, step: 2, sharing: Sharing::Halves })
+}
+
 impl Context<'_> {
     /// The warp's standing in shared memory.
     #[inline(always)]
@@ -35,12 +48,11 @@ impl Context<'_> {
     /// by lane has to look.
     #[inline(always)]
     fn shared_runs_readable(&self, reach: &Reach<'_>, by: Access<'_>) -> bool {
-        if reach.bytes < 4 || by.strong {
+        if by.strong {
             return false;
         }
-        let shift = (reach.bytes / 4).trailing_zeros();
         for run in reach.runs() {
-            let lanes = WordLanes { first: run.lane, shift, step: 1, several: run.shared };
+            let Some(lanes) = word_lanes(&run, reach.bytes) else { return false };
             if !self.shared.is_readable(run.start, run.len) {
                 return false;
             }
@@ -58,12 +70,11 @@ impl Context<'_> {
     /// As [`Self::shared_runs_readable`], for writes. Marks no byte as written.
     #[inline(always)]
     pub fn shared_runs_writable(&self, reach: &Reach<'_>, by: Access<'_>) -> bool {
-        if reach.bytes < 4 || by.strong {
+        if by.strong {
             return false;
         }
-        let shift = (reach.bytes / 4).trailing_zeros();
         for run in reach.runs() {
-            let lanes = WordLanes { first: run.lane, shift, step: 1, several: false };
+            let Some(lanes) = word_lanes(&run, reach.bytes) else { return false };
             if run.shared || !self.shared.is_writable(run.start, run.len) {
                 return false;
             }
@@ -76,6 +87,83 @@ impl Context<'_> {
             }
         }
         true
+    }
+
+    /// As [`Self::shared_runs_readable`] for a plan at `origin`.
+    #[inline(always)]
+    pub fn shared_plan_readable(&self, plan: &Plan, origin: u64, by: Access<'_>) -> bool {
+        for span in &plan.spans {
+            let start = origin.wrapping_add(span.delta);
+            if !self.shared.is_readable(start, 4 * span.words as u64) {
+                return false;
+            }
+            let lanes = Listed(&plan.lanes[span.first..span.first + span.words]);
+            // SAFETY: what is readable lies inside the bounds.
+            if !unsafe { self.shared.read_words(start, span.words, lanes, by) } {
+                return false;
+            }
+        }
+        true
+    }
+
+    /// As [`Self::shared_plan_readable`], for writes.
+    #[inline(always)]
+    fn shared_plan_writable(&self, plan: &Plan, origin: u64, by: Access<'_>) -> bool {
+        if plan.overlaps {
+            return false;
+        }
+        for span in &plan.spans {
+            let start = origin.wrapping_add(span.delta);
+            if !self.shared.is_writable(start, 4 * span.words as u64) {
+                return false;
+            }
+            let lanes = Listed(&plan.lanes[span.first..span.first + span.words]);
+            // SAFETY: what is writable lies inside the bounds.
+            if !unsafe { self.shared.write_words(start, span.words, lanes, by) } {
+                return false;
+            }
+        }
+        true
+    }
+
+    /// Passes over the banks and the quick check of an access, by its plan when the pattern is the
+    /// last execution's, else by runs.
+    #[inline(always)]
+    fn shared_access_checked(
+        &mut self,
+        index: usize,
+        reach: &Reach<'_>,
+        by: Access<'_>,
+        write: bool,
+    ) -> (u64, bool) {
+        let Reach { a, m, bytes, .. } = *reach;
+        let mut known = false;
+        let mut waves = match reach.only_run() {
+            Some(run) if run.shared => 1,
+            Some(run) if run.lane == 0 => run.len.div_ceil(128),
+            _ => 0,
+        };
+        let mut slot = self.patterns[index].take();
+        if waves == 0 {
+            // Moving all addresses by whole words only turns the banks.
+            known = Pattern::recall(&mut slot, a, m, 3, || wavefronts(a, m, bytes));
+            waves = slot.as_ref().map_or(0, |p| p.count);
+        }
+        let ok = match slot.as_mut() {
+            Some(pattern) if known && bytes >= 4 && !by.strong => {
+                let plan = pattern.plan((bytes / 4) as u32, |lane, _| lane);
+                let origin = a[(m.trailing_zeros() & 31) as usize];
+                if write {
+                    self.shared_plan_writable(plan, origin, by)
+                } else {
+                    self.shared_plan_readable(plan, origin, by)
+                }
+            }
+            _ if write => self.shared_runs_writable(reach, by),
+            _ => self.shared_runs_readable(reach, by),
+        };
+        self.patterns[index] = slot;
+        (waves, ok)
     }
 
     #[inline(always)]
@@ -92,10 +180,11 @@ impl Context<'_> {
             return Err(self.misaligned(warp, &reach, pc));
         }
         let by = self.shared_access(warp, op.strong);
-        if !self.shared_runs_readable(&reach, by) {
+        let (waves, ok) = self.shared_access_checked(index, &reach, by, false);
+        if !ok {
             self.check_shared_read(warp, &reach, by, pc)?;
         }
-        self.count_shared(index, &reach);
+        self.count_shared(index, &reach, waves);
         // SAFETY: every active lane's range was checked.
         unsafe { gather(r, op, self.shared.data().cast_const(), &reach) };
         Ok(())
@@ -136,8 +225,9 @@ impl Context<'_> {
             return Err(self.misaligned(warp, &reach, pc));
         }
         let by = self.shared_access(warp, op.strong);
-        self.count_shared(index, &reach);
-        if !self.shared_runs_writable(&reach, by) {
+        let (waves, ok) = self.shared_access_checked(index, &reach, by, true);
+        self.count_shared(index, &reach, waves);
+        if !ok {
             return self.store_shared_by_lane(warp, site, &reach, by);
         }
         for run in reach.runs() {

@@ -4,8 +4,9 @@
 use std::collections::{HashMap, HashSet};
 use std::sync::Mutex;
 
-use super::addresses::{PatternMemo, lanes};
+use super::addresses::lanes;
 use super::counters::AccessCount;
+use super::pattern::Pattern;
 use crate::finding::{Finding, FindingKind};
 use crate::isa::Program;
 use crate::memory::{DeviceMemory, SharedMemory, race};
@@ -189,7 +190,7 @@ pub struct Context<'a> {
     pub hits: Vec<u64>,
     pub accesses: Vec<AccessCount>,
     /// Address patterns, one beside each count.
-    pub patterns: Vec<Option<Box<PatternMemo>>>,
+    pub patterns: Vec<Option<Box<Pattern>>>,
     pub block: [u32; 3],
     pub accessor: race::Accessor,
     pub ordering: &'a Ordering,

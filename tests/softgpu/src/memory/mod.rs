@@ -7,7 +7,7 @@ pub mod race;
 mod region;
 mod shared;
 
-pub use clocks::{Access, WordLanes};
+pub use clocks::{Access, Listed, Sharing, WordLanes};
 pub use device::{AllocError, DeviceMemory};
 pub use region::Region;
 pub use shared::SharedMemory;
