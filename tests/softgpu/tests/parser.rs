@@ -80,7 +80,8 @@ fn mutate(rng: &mut Rng, pieces: &[&str]) -> String {
     text
 }
 
-/// SOFTGPU_FUZZ_SECONDS=600 runs it for the ten minutes of the promise.
+/// SOFTGPU_FUZZ_SECONDS=600 runs it for the ten minutes of the promise, SOFTGPU_FUZZ_SEED from
+/// elsewhere.
 #[test]
 fn mutated_modules_never_panic() {
     let seconds =
@@ -88,7 +89,8 @@ fn mutated_modules_never_panic() {
     let end = Instant::now() + Duration::from_secs(seconds);
     let pieces = pieces();
     let mut gpu = Gpu::new(Settings::default()).expect("device");
-    let mut rng = Rng(seconds);
+    let seed = std::env::var("SOFTGPU_FUZZ_SEED").ok().and_then(|s| s.parse().ok()).unwrap_or(1);
+    let mut rng = Rng(seed);
     let (mut refused, mut taken) = (0u64, 0u64);
     while Instant::now() < end {
         let text = mutate(&mut rng, &pieces);
@@ -103,6 +105,7 @@ fn mutated_modules_never_panic() {
             }
         }
     }
+    println!("fuzzed for {seconds} s from seed {seed}: {refused} refused, {taken} taken");
     assert!(refused > 100 && taken > 0, "refused {refused}, taken {taken}");
 }
 

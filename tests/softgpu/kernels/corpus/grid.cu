@@ -53,6 +53,25 @@ extern "C" __global__ void relay_fences(int* value, volatile int* flag) {
     flag[me] = 1;
 }
 
+// The same with nothing that orders the value before the flag.
+extern "C" __global__ void relay_unordered(int* value, int* flag) {
+    if (threadIdx.x != 0) return;
+    int me = blockIdx.x, seen = 0;
+    if (me > 0) {
+        while (seen == 0) asm volatile("ld.relaxed.gpu.s32 %0, [%1];" : "=r"(seen) : "l"(flag + me - 1) : "memory");
+    }
+    value[me] = me == 0 ? 1 : 2 * value[me - 1] + 1;
+    asm volatile("st.relaxed.gpu.s32 [%0], 1;" ::"l"(flag + me) : "memory");
+}
+
+// Two blocks that wait for each other: both must be running.
+extern "C" __global__ void meet(int* flag) {
+    if (threadIdx.x != 0) return;
+    int seen = 0;
+    asm volatile("st.release.gpu.s32 [%0], 1;" ::"l"(flag + blockIdx.x) : "memory");
+    while (seen == 0) asm volatile("ld.acquire.gpu.s32 %0, [%1];" : "=r"(seen) : "l"(flag + 1 - blockIdx.x) : "memory");
+}
+
 extern "C" __global__ void nth_set(unsigned* out, const unsigned* mask, const int* n) {
     int i = threadIdx.x;
     out[i] = __fns(mask[i], i, n[i]);

@@ -59,6 +59,33 @@ fn flags_order_blocks() {
 }
 
 #[test]
+fn flags_alone_order_nothing() {
+    each_build(|h| {
+        let value = h.alloc::<i32>(9);
+        let flag = h.upload(&[0i32; 9]);
+        let args = Args::new().ptr(value).ptr(flag);
+        let found = h.try_launch_as("relay_unordered", 9, 32, &args, true).expect_err("a race");
+        assert_eq!(found.kind, FindingKind::GlobalRace);
+    });
+}
+
+#[test]
+fn workers_run_blocks_at_the_same_time() {
+    each_build(|h| {
+        let flag = h.upload(&[0i32; 2]);
+        h.gpu.settings.threads = 2;
+        h.launch("meet", 2, 512, 0, &Args::new().ptr(flag));
+        // One worker runs one block after the other: the first never ends.
+        h.gpu.settings.threads = 1;
+        h.gpu.settings.max_steps = 100_000;
+        let flag = h.upload(&[0i32; 2]);
+        let args = Args::new().ptr(flag);
+        let found = h.try_launch("meet", 2, 512, 0, &args).expect_err("it never ends");
+        assert_eq!(found.kind, FindingKind::StepLimit);
+    });
+}
+
+#[test]
 fn nth_set_bits_match() {
     fn reference(mask: u32, base: u32, n: i32) -> u32 {
         let hits: Vec<u32> = match n.signum() {
