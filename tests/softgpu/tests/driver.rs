@@ -99,15 +99,18 @@ fn isolated(name: &str, env: &[(&str, &str)], body: impl FnOnce()) -> Option<Out
         return None;
     }
     let exe = std::env::current_exe().expect("path of the test");
-    let mut command = Command::new(exe);
+    Some(child(name, Command::new(exe).env("SOFTGPU_TEST_CHILD", name).envs(env.iter().copied())))
+}
+
+/// Runs one test of this binary by a command that ends in the binary's path.
+fn child(name: &str, command: &mut Command) -> Output {
     command.args([name, "--exact", "--nocapture", "--test-threads=1"]);
-    command.env("SOFTGPU_TEST_CHILD", name).envs(env.iter().copied());
     let output = command.output().expect("child runs");
     let text = String::from_utf8_lossy(&output.stderr).into_owned();
     let out = String::from_utf8_lossy(&output.stdout).into_owned();
     assert!(output.status.success(), "{name}:\n{out}\n{text}");
     assert!(out.contains("1 passed"), "{name} did not run in the child");
-    Some(output)
+    output
 }
 
 fn stderr(output: &Output) -> String {
@@ -156,6 +159,23 @@ fn device_answers_by_its_own_name() {
         let optin = sys::CUdevice_attribute::CU_DEVICE_ATTRIBUTE_MAX_SHARED_MEMORY_PER_BLOCK_OPTIN;
         assert_eq!(d.ctx.attribute(optin).expect("attribute"), 99 << 10);
     });
+}
+
+#[test]
+fn with_runs_a_program_that_knows_nothing_of_it() {
+    let name = "with_runs_a_program_that_knows_nothing_of_it";
+    if std::env::var("SOFTGPU_TEST_CHILD").is_ok_and(|v| v == name) {
+        let d = Device::new();
+        assert_eq!(d.ctx.name().expect("name"), "softgpu 8.0");
+        let f = d.function("add");
+        let mut x = d.stream.clone_htod(&[1f32; 100]).expect("upload");
+        add(&d.stream, &f, &mut x, 2.0).expect("launch");
+        assert_eq!(d.stream.clone_dtoh(&x).expect("download"), vec![3.0; 100]);
+        return;
+    }
+    let mut command = Command::new(common::here().join("with"));
+    command.arg(std::env::current_exe().expect("path of the test"));
+    child(name, command.env("SOFTGPU_TEST_CHILD", name).env("SOFTGPU_LIBRARY", library()));
 }
 
 #[test]
