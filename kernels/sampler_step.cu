@@ -9,6 +9,7 @@
 // Quantile: a block an image; the k-th smallest |x_0| is found by its bits, eleven
 // at a time (non-negative floats order as integers), with integer counts, so no
 // order of threads shows.
+#include "math.cuh"
 #include "random.cuh"
 
 // Columns of a stage's row, as in ops::sampler_step::column.
@@ -31,6 +32,9 @@ enum {
     OF_NOISE = 9,
     COLUMNS = 32
 };
+
+// In place of the second target, as there.
+constexpr float LEARNED = -2.0f, LEARNED_RANGE = -3.0f;
 
 /// An image's row of a stage.
 INLINE const float *row_of(const SamplerStep &p, Word stage, Word image) {
@@ -62,6 +66,22 @@ INLINE Group predict(const SamplerStep &p, Len image, Len e, int count, float gu
 #pragma unroll
     for (int k = 0; k < GROUP; k++) g[k] = u[k] + guidance * (conditional[k] - u[k]);
     return g;
+}
+
+/// Multiplies z by the std that the network predicts in its second half.
+INLINE void scale_noise(const SamplerStep &p, Len image, Len e, int count, const float *row, Group &z) {
+    const float *range = row + OUTPUT + COEFFICIENTS;
+    Len len = (Len)p.spatial * p.prediction_channels;
+    for (int k = 0; k < count; k++) {
+        Len i = e + k, at = i / p.channels * p.prediction_channels + p.channels + i % p.channels;
+        float v = p.prediction[image * len + at];
+        if (row[TARGET + 1] == LEARNED_RANGE) {
+            float part = 0.5f * (v + 1.0f);
+            z[k] = z[k] * exp_exact(0.5f * (part * range[1] + (1.0f - part) * range[0]));
+        } else {
+            z[k] = z[k] * sqrtf(v > 0.0f ? v : 0.0f);
+        }
+    }
 }
 
 INLINE float clamp(float v, float low, float high) {
@@ -110,6 +130,7 @@ ENTRY(sampler_step_f32, SamplerStep, 256) {
     if ((target[0] >= 0.0f && c[0][OF_NOISE] != 0.0f) || (target[1] >= 0.0f && c[1][OF_NOISE] != 0.0f)) {
         z = p.noise ? load(p.noise + at, count)
                     : normals(p.keys + image * 4, SAMPLE_STEP, (Word)row[DRAW], (Word)(e / GROUP));
+        if (target[1] <= LEARNED) scale_noise(p, image, e, count, row, z);
     }
     Group sums[2] = {{0, 0, 0, 0}, {0, 0, 0, 0}};
 #pragma unroll

@@ -55,18 +55,39 @@ impl Drawing<'_> {
     /// Builds and lowers; allocates nothing on the device.
     pub fn prepare(&self, engine: &Engine) -> Result<Prepared> {
         let [h, w, c] = self.image;
-        if self.network.in_channels() != c || self.network.out_channels() != c {
+        let (seen, predicted) = (self.network.in_channels(), self.network.out_channels());
+        // Twice the channels: the second half is a variance.
+        if seen != c || predicted != c && predicted != 2 * c {
             return Err(Error::Usage(format!(
-                "the network maps {} channels to {}; sampling needs {c} on both sides",
-                self.network.in_channels(),
-                self.network.out_channels()
+                "the network maps {seen} channels to {predicted}; sampling needs {c} and {c}, or \
+                 {} where it predicts a variance",
+                2 * c
             )));
         }
         let sampler = Program::new(self.kind, &self.setup)?;
+        if sampler.learns_variance() && predicted != 2 * c {
+            return Err(Error::config(
+                "scheduler.variance_type",
+                format!(
+                    "learned and learned_range need a network of {} output channels, and this one \
+                     has {predicted}; use fixed_small or fixed_large",
+                    2 * c
+                ),
+            ));
+        }
+        let label = dtype(self.network.time_input(), "time")?.unwrap_or(DType::F32);
+        let broken = sampler.stages.iter().find(|s| s.evaluates && s.label.fract() != 0.0);
+        if let (DType::U32, Some(stage)) = (label, broken) {
+            return Err(Error::Usage(format!(
+                "the network's time is the row of a table, and {} asks at label {}: take a spacing \
+                 of whole labels (timestep_spacing leading or trailing, without sampler.grid)",
+                sampler.name, stage.label
+            )));
+        }
         let settings = Settings {
             batch: self.batch,
             shape: vec![h, w, c],
-            label: dtype(self.network.time_input(), "time")?.unwrap_or(DType::F32),
+            label,
             class: dtype(self.network.class_input(), "class")?,
             guidance: self.guidance,
             given_noise: self.given_noise && sampler.noise_rows() > 0,

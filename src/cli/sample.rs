@@ -37,10 +37,10 @@ pub struct SampleArgs {
     /// Images of one batch; changes speed and memory, not the images
     #[arg(long, value_name = "N")]
     batch: Option<usize>,
-    /// ddpm or ddim; by default the one the model's scheduler names
+    /// By default the one the model's scheduler names; a wrong name lists them all
     #[arg(long, value_name = "NAME")]
     sampler: Option<String>,
-    /// Evaluations of the network an image; by default all T for ddpm, else 50
+    /// Steps; by default all T for ddpm, else 50. Heun's and edm's take two evaluations each
     #[arg(long, value_name = "N")]
     steps: Option<usize>,
     /// DDIM: share of the ancestral noise, 0 (deterministic) to 1

@@ -14,6 +14,14 @@
 //! is not. All terms are computed with separate f32 multiply
 //! and add, in the order above, so that every backend gives the same bits.
 //!
+//! A network that predicts its own variance has twice the channels. With v the
+//! second half (of the conditional batch), z is multiplied by
+//! ```text
+//! sqrt(max(v, 0))                                  LEARNED
+//! exp((f large + (1 - f) small) / 2), f = (v + 1) / 2   LEARNED_RANGE
+//! ```
+//! before it is used; Nichol & Dhariwal 2021, eq. 15, for the second.
+//!
 //! The same pass writes what the next evaluation needs: its label, and, where
 //! the network does not read the state as it stands, its scaled and doubled
 //! input. An element of the outputs depends on the same element alone.
@@ -50,8 +58,16 @@ pub mod column {
     pub const DRAW: usize = 8;
     /// Guidance weight.
     pub const GUIDANCE: usize = 9;
-    /// Slot the first output is written to; the second's follows. -1: none.
+    /// Slot the first output is written to; the second's follows. -1: none;
+    /// for the second also [`LEARNED`] or [`LEARNED_RANGE`], in whose place there
+    /// is no second output.
     pub const TARGET: usize = 10;
+    /// In place of the second target: the prediction holds the noise's variance.
+    pub const LEARNED: f32 = -2.0;
+    /// In place of the second target: the prediction holds where the logarithm of
+    /// the noise's variance lies between the second output's first two
+    /// coefficients, `small` and `large`, from -1 to 1.
+    pub const LEARNED_RANGE: f32 = -3.0;
     /// First coefficient of the first output; the second's start [`COEFFICIENTS`] later.
     pub const OUTPUT: usize = 12;
     /// Coefficients of one output: slots 0..7, x_0, eps, z.
@@ -82,7 +98,8 @@ pub struct SamplerStep {
     pub spatial: usize,
     /// Channels of the state.
     pub channels: usize,
-    /// Channels of the prediction; those past `channels` are not read.
+    /// Channels of the prediction; those past `channels` are read for a learned
+    /// variance only.
     pub prediction_channels: usize,
     /// State slots.
     pub slots: usize,

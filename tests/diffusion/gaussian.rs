@@ -228,8 +228,6 @@ fn wrong_choices_are_refused_with_their_reason() {
         let options = Options { steps: Some(steps), ..Default::default() };
         assert!(fails(Kind::Ddpm, &base, options).contains("--steps"));
     }
-    let learned = SchedulerConfig { variance_type: Some(VarianceType::Learned), ..base.clone() };
-    assert!(fails(Kind::Ddpm, &learned, Options::default()).contains("variance_type"));
     let silent = SchedulerConfig { rescale_betas_zero_snr: true, ..base.clone() };
     assert!(fails(Kind::Ddpm, &silent, Options::default()).contains("prediction_type"));
     assert!(Kind::from_name("dpm").unwrap_err().to_string().contains("ddpm, ddim"));

@@ -3,6 +3,7 @@
 mod empirical;
 mod gaussian;
 mod golden;
+mod probe;
 mod process;
 mod schedule;
 mod trajectory;

@@ -26,6 +26,14 @@ fn toy(plan: &mut Plan, inputs: NetworkInputs) -> Result<TensorId> {
     plan.add(timed, bent, 1.0)
 }
 
+/// The same with a variance in a second half, 0.3 silu(x) + 0.1.
+fn toy_with_variance(plan: &mut Plan, inputs: NetworkInputs) -> Result<TensorId> {
+    let answer = toy(plan, inputs)?;
+    let bent = plan.activate(inputs.x, Activation::Silu);
+    let variance = plan.scale(bent, 0.3, 0.1);
+    plan.concat(answer, variance)
+}
+
 fn new(kind: Kind, config: &SchedulerConfig, options: Options) -> Program {
     let setup = Setup::of_scheduler(config, options).unwrap();
     Program::new(kind, &setup).unwrap_or_else(|e| panic!("{kind:?} {config:?}: {e}"))
@@ -108,7 +116,8 @@ fn trajectories_equal_diffusers_for_the_same_noise() {
             trajectory: Some(1),
             ..Request::default()
         };
-        let samples = sample_with(&program, &settings, &request, toy).unwrap();
+        let network = if program.learns_variance() { toy_with_variance } else { toy };
+        let samples = sample_with(&program, &settings, &request, network).unwrap();
         let expected = channels_last(&golden::values(&tensors, &format!("case.{i}")), axes);
         let frames = &samples.trajectory[1..];
         assert_eq!(frames.len(), program.updates());

@@ -170,6 +170,10 @@ for steps, config in [
     CASES.append(("UniPCMultistepScheduler", steps, config, {}))
 
 
+for kind in ["learned", "learned_range"]:
+    CASES.append(("DDPMScheduler", 8, dict(variance_type=kind), {}))
+
+
 def network(x, t):
     """A fixed function in place of a network; tests/diffusion/trajectory.rs has it too."""
     return 0.0008 * (t * x) + 0.3 * torch.nn.functional.silu(x) - 0.1
@@ -213,7 +217,10 @@ def trajectory(name, steps, config, arguments, noise):
     for i, t in enumerate(scheduler.timesteps):
         module.randn_tensor = lambda *a, **k: noise[1 + len(states)]
         seen = scheduler.scale_model_input(x, t)
-        x = scheduler.step(network(seen, float(t)), t, x, **arguments).prev_sample
+        answer = network(seen, float(t))
+        if config.get("variance_type", "").startswith("learned"):
+            answer = torch.cat([answer, 0.3 * torch.nn.functional.silu(seen) + 0.1], dim=1)
+        x = scheduler.step(answer, t, x, **arguments).prev_sample
         if getattr(scheduler, "state_in_first_order", True) or i + 1 == len(scheduler.timesteps):
             states.append(x)
     written = json.loads(scheduler.to_json_string().replace("-Infinity", "null"))

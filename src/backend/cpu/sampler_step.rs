@@ -1,6 +1,7 @@
 //! Sampler stages on the CPU; equations in [`crate::ops::sampler_step`].
 #![allow(unsafe_code)] // Tasks write disjoint parts of the slots.
 
+use super::math;
 use super::pool::Parts;
 use super::{Arguments, Pool};
 use crate::ops::sampler_step::{MOST_SLOTS, SamplerQuantile, SamplerStep, column};
@@ -61,6 +62,27 @@ impl Prediction<'_> {
             for (p, &u) in out.iter_mut().zip(&*unconditional) {
                 *p = u + guidance * (*p - u);
             }
+        }
+    }
+}
+
+impl Prediction<'_> {
+    /// Multiplies z by the std that the network predicts beside x_0 or eps.
+    fn scale_noise(&self, image: usize, first: usize, row: &[f32], z: &mut [f32]) {
+        let SamplerStep { spatial, channels, prediction_channels, .. } = *self.op;
+        assert!(prediction_channels >= 2 * channels, "a learned variance has channels of its own");
+        let from = &self.values[image * spatial * prediction_channels..];
+        let second = column::OUTPUT + column::COEFFICIENTS;
+        let (small, large) = (row[second], row[second + 1]);
+        let ranges = row[column::TARGET + 1] == column::LEARNED_RANGE;
+        for (e, z) in (first..).zip(z) {
+            let v = from[e / channels * prediction_channels + channels + e % channels];
+            *z *= if ranges {
+                let part = 0.5 * (v + 1.0);
+                math::exp(0.5 * (part * large + (1.0 - part) * small))
+            } else {
+                v.max(0.0).sqrt()
+            };
         }
     }
 }
@@ -137,6 +159,9 @@ pub fn sampler_step(pool: &Pool, op: &SamplerStep, operands: Operands) {
                     let draw = row[column::DRAW] as u32;
                     fill_normal(keys, Purpose::SampleStep, draw, first as u64, z);
                 }
+            }
+            if row[column::TARGET + 1] <= column::LEARNED {
+                prediction.scale_noise(image, first, row, z);
             }
         }
         let mut sums = [[0f32; CHUNK]; 2];

@@ -7,29 +7,28 @@
 //! above label 0 (`trailing`, or `steps_offset`) it adds noise of variance
 //! sigma_t^2 to the finished picture, which is not copied.
 //!
+//! With `variance_type` learned or learned_range (Nichol & Dhariwal 2021) the
+//! network has twice the channels, and the second half says the variance of every
+//! element.
+//!
 //! `euler-a` is the same step with beta-tilde in the coordinates x / signal, as
 //! diffusers' EulerAncestralDiscreteScheduler: its sigma_down is sigma_s^2/sigma_t
 //! and its sigma_up the root of beta-tilde. With DDIM at eta 1 that makes three
 //! names of one step.
 
-use super::{Coordinates, Kind, Output, Program, Setup, Stage};
+use super::{Coordinates, Kind, Learned, Output, Program, Setup, Stage};
 use crate::diffusion::process::{Pair, Posterior};
 use crate::diffusion::scheduler::VarianceType;
-use crate::error::{Error, Result};
+use crate::error::Result;
+
+/// What diffusers takes a variance for at least before its logarithm.
+const LEAST_VARIANCE: f64 = 1e-20;
 
 /// DDPM's program.
 pub fn ddpm(setup: &Setup) -> Result<Program> {
     let variance_type = setup.options.variance.or(setup.scheduler.variance_type);
-    let large = match variance_type.unwrap_or_default() {
-        VarianceType::FixedSmall | VarianceType::FixedSmallLog => false,
-        VarianceType::FixedLarge | VarianceType::FixedLargeLog => true,
-        VarianceType::Learned | VarianceType::LearnedRange => {
-            return Err(Error::config(
-                "scheduler.variance_type",
-                "learned variances are not supported; use fixed_small or fixed_large",
-            ));
-        }
-    };
+    let variance_type = variance_type.unwrap_or_default();
+    let large = matches!(variance_type, VarianceType::FixedLarge | VarianceType::FixedLargeLog);
     let path = setup.path(Kind::Ddpm, Coordinates::Process)?;
     let mut notes = path.notes.clone();
     let ends_at = path.points[path.points.len() - 1].time;
@@ -44,8 +43,21 @@ pub fn ddpm(setup: &Setup) -> Result<Program> {
         let variance = if large { posterior.step_variance } else { posterior.variance };
         let mut output = Output { x0: posterior.c_0, ..Output::default() };
         output.slots[0] = posterior.c_x;
-        output.noise = if next.pair.std == 0.0 { 0.0 } else { variance.sqrt() };
-        Stage { outputs: [Some(output), None], ..Stage::at(point, update) }
+        let learned = match variance_type {
+            _ if next.pair.std == 0.0 => None,
+            VarianceType::Learned => Some(Learned::Variance),
+            VarianceType::LearnedRange => Some(Learned::Range {
+                small: posterior.variance.max(LEAST_VARIANCE).ln(),
+                large: posterior.step_variance.ln(),
+            }),
+            _ => None,
+        };
+        output.noise = match learned {
+            _ if next.pair.std == 0.0 => 0.0,
+            Some(_) => 1.0,
+            None => variance.sqrt(),
+        };
+        Stage { learned, outputs: [Some(output), None], ..Stage::at(point, update) }
     });
     let stages = stages.collect();
     Ok(Program {

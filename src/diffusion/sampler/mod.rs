@@ -51,6 +51,21 @@ pub struct Output {
     pub noise: f64,
 }
 
+/// What a network's second half says about the noise of a step; diffusers'
+/// `learned` and `learned_range`.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub enum Learned {
+    /// Its variance.
+    Variance,
+    /// Where the logarithm of its variance lies between two, from -1 to 1.
+    Range {
+        /// ln of the posterior's variance, beta-tilde.
+        small: f64,
+        /// ln of the forward step's, beta.
+        large: f64,
+    },
+}
+
 /// One evaluation of the network and what follows from it; or, without an
 /// evaluation, a combination of the slots and noise.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -74,6 +89,8 @@ pub struct Stage {
     pub update: usize,
     /// Draw of its noise, also the row of given noise it takes.
     pub draw: usize,
+    /// Noise of a variance that the network predicts, in place of a second output.
+    pub learned: Option<Learned>,
     /// At most two outputs.
     pub outputs: [Option<Output>; 2],
 }
@@ -92,6 +109,7 @@ impl Default for Stage {
             eps: nothing,
             update: 0,
             draw: 0,
+            learned: None,
             outputs: [None, None],
         }
     }
@@ -162,6 +180,11 @@ impl Program {
         self.stages.iter().filter(|stage| stage.evaluates).count()
     }
 
+    /// Whether the network has to predict the variance of the noise.
+    pub fn learns_variance(&self) -> bool {
+        self.stages.iter().any(|stage| stage.learned.is_some())
+    }
+
     /// Number of updates of the state.
     pub fn updates(&self) -> usize {
         self.stages.last().map_or(0, |stage| stage.update + 1)
@@ -206,6 +229,16 @@ impl Program {
                 c[column::OF_X0] = output.x0 as f32;
                 c[column::OF_EPS] = output.eps as f32;
                 c[column::OF_NOISE] = output.noise as f32;
+            }
+            let second = column::OUTPUT + column::COEFFICIENTS;
+            match stage.learned {
+                None => {}
+                Some(Learned::Variance) => row[column::TARGET + 1] = column::LEARNED,
+                Some(Learned::Range { small, large }) => {
+                    row[column::TARGET + 1] = column::LEARNED_RANGE;
+                    row[second] = small as f32;
+                    row[second + 1] = large as f32;
+                }
             }
         }
         table

@@ -3,13 +3,14 @@
 //! x_s = (x_t - b zhat) / a
 //! ```
 //! zhat is the network's step noise, which is (b / sigma_t) eps: so x_s is the
-//! posterior mean c_0 x_0 + c_x x_t, ancestral sampling without its noise.
+//! posterior mean c_0 x_0 + c_x x_t, ancestral sampling without its noise. What the
+//! noise keeps apart then falls together: for normal data of variance 0.25 under
+//! DDPM's 1000 steps the drawn variance is 2.5e-6.
 //!
 //! The literal form (`--set sampler.literal=true`) puts the cumulative eps in
 //! zhat's place, as if the step had added all of it. It is a counterexample: every
-//! step then removes b eps where b^2/sigma_t eps was to go, and since b << sigma_t
-//! that is sigma_t / b times too much, so that samples collapse: their spread falls
-//! far below the data's.
+//! step then removes b eps where b^2/sigma_t eps was to go, sigma_t / b times too
+//! much, and the same variance is 6e-85.
 
 use super::{Coordinates, Kind, Output, Program, Setup, Stage};
 use crate::diffusion::denoiser::{Limit, step};
@@ -38,7 +39,7 @@ pub fn program(setup: &Setup) -> Result<Program> {
     if literal {
         notes.push(
             "the literal reversal takes the cumulative eps for the step's noise: expect samples \
-             without spread"
+             without any spread"
                 .into(),
         );
     }

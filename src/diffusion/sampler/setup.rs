@@ -499,6 +499,16 @@ impl Setup {
                 process.name()
             ));
         }
+        let trained = &self.denoiser.process;
+        let known = trained.pair(trained.end()).half_log_snr();
+        if !self.is_own() && chosen.sigma_max.is_none() && process.pair(from).half_log_snr() < known
+        {
+            from = process.time_of(known);
+            notes.push(format!(
+                "sampling starts at std/signal = {:.4}, the most noise that the network knows",
+                (-known).exp()
+            ));
+        }
         let to = match (chosen.t_eps, chosen.sigma_min) {
             (Some(time), _) => time,
             (None, Some(sigma)) => process.time_of(-sigma.ln()),
