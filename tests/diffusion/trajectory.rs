@@ -4,10 +4,11 @@
 use langevin::Result;
 use langevin::backend::cpu::Cpu;
 use langevin::backend::{Engine, WeightSet};
+use langevin::diffusion::sampler::grid::Grid;
 use langevin::diffusion::sampler::run::{
     NetworkInputs, Request, Samples, Sampling, Settings, step_plan,
 };
-use langevin::diffusion::sampler::{Kind, Options, Previous, Program, Setup};
+use langevin::diffusion::sampler::{Churn, Kind, Options, Previous, Program, Setup, Stage};
 use langevin::diffusion::scheduler::{SchedulerConfig, Spacing};
 use langevin::model::{self, Network, UNetConfig};
 use langevin::ops::pointwise::Activation;
@@ -15,7 +16,7 @@ use langevin::plan::{DType, Plan, Space, TensorId};
 use langevin::random::{Purpose, fill_normal, image_keys};
 use safetensors::SafeTensors;
 
-use crate::golden;
+use crate::{golden, probe};
 
 /// `network` of tests/golden/schedulers.py: 0.0008 t x + 0.3 silu(x) - 0.1.
 fn toy(plan: &mut Plan, inputs: NetworkInputs) -> Result<TensorId> {
@@ -133,6 +134,70 @@ fn trajectories_equal_diffusers_for_the_same_noise() {
             }
         }
         assert_eq!(samples.images, frames.last().unwrap().images);
+    }
+}
+
+/// On the device in f32 as by the coefficients in f64, also through stages without
+/// an evaluation and through predictors in other slots.
+#[test]
+fn an_engine_draws_what_the_coefficients_say() {
+    let table = SchedulerConfig { num_train_timesteps: 60, ..SchedulerConfig::default() };
+    let churn = Churn { amount: 4.0, ..Churn::default() };
+    let plain = Options { steps: Some(6), ..Options::default() };
+    for (kind, options) in [
+        (Kind::Ddpm, plain),
+        (Kind::Reversal, plain),
+        (Kind::EulerMaruyama, plain),
+        (Kind::OdeHeun, plain),
+        (Kind::Edm, Options { churn, ..plain }),
+        (Kind::DpmppSde2m, plain),
+        (Kind::UniPc, Options { order: Some(3), ..plain }),
+        (Kind::EulerA, Options { grid: Some(Grid::Karras), ..plain }),
+    ] {
+        let program = new(kind, &table, options);
+        const SHAPE: [usize; 3] = [2, 2, 1];
+        let mut values = [0f32; 4 * 7];
+        fill_normal(image_keys(5, 0), Purpose::SampleStart, 0, 0, &mut values);
+        let given = program.noise_rows() > 0;
+        let request = Request {
+            count: 1,
+            start: Some(&values[..4]),
+            noise: given.then_some(&values[4..]),
+            ..Request::default()
+        };
+        let settings = Settings { given_noise: given, ..settings(1, &SHAPE) };
+        let found = sample_with(&program, &settings, &request, toy).unwrap();
+        assert_eq!(found.evaluations, program.evaluations() as u64);
+        let wide = |row: usize| values[row * 4..][..4].iter().map(|&v| f64::from(v)).collect();
+        let start: Vec<f64> = wide(0);
+        let start = start.iter().map(|x| x * program.start_std).collect();
+        let mut network = |stage: &Stage, x: &[f64]| {
+            let silu = |x: f64| x / (1.0 + (-x).exp());
+            x.iter().map(|&x| 0.0008 * stage.label * x + 0.3 * silu(x) - 0.1).collect()
+        };
+        let states = probe::run(&program, start, &mut network, &mut |draw| wide(1 + draw));
+        for (found, expected) in found.images.iter().zip(states.last().unwrap()) {
+            let off = (f64::from(*found) - expected).abs() / expected.abs().max(1.0);
+            assert!(off < 1e-4, "{}: {found} {expected}", kind.name());
+        }
+    }
+}
+
+/// Every field of every class that is followed, at its default or not.
+#[test]
+fn a_configuration_of_a_followed_class_is_written_as_diffusers_wrote_it() {
+    let json: serde_json::Value = serde_json::from_slice(&golden::read("schedulers.json")).unwrap();
+    for case in json["cases"].as_array().unwrap() {
+        let read = SchedulerConfig::from_json(&case["config"].to_string()).unwrap();
+        let mut written: serde_json::Value = serde_json::from_str(&read.to_json()).unwrap();
+        // JSON has no -Infinity: the file of the cases has null, and what is
+        // written is the lowest number.
+        if let Some(lowest) = written.get_mut("lambda_min_clipped")
+            && lowest.as_f64() == Some(f64::MIN)
+        {
+            *lowest = serde_json::Value::Null;
+        }
+        assert_eq!(written, case["config"]);
     }
 }
 

@@ -390,3 +390,45 @@ fn shapes_that_do_not_fit_are_refused() {
     assert!(build(&[2, 5, 3], 1, 8).is_err(), "too many slots");
     assert!(build(&[2, 5, 3], 1, 0).is_err(), "no slot");
 }
+
+/// A network that predicts the variance of the noise in its second half: directly,
+/// and as a place between two logarithms.
+#[test]
+fn noise_has_the_variance_that_the_network_predicts() {
+    for (mode, guided) in
+        [(column::LEARNED, false), (column::LEARNED_RANGE, false), (column::LEARNED_RANGE, true)]
+    {
+        let setup = Setup { prediction_channels: 6, guided, ..PLAIN };
+        let mut data = setup.data();
+        let second = column::OUTPUT + column::COEFFICIENTS;
+        for row in data.table.chunks_exact_mut(column::COLUMNS) {
+            row[column::TARGET + 1] = mode;
+            row[second] = -3.0;
+            row[second + 1] = -0.5;
+        }
+        let (slots, _, _) = setup.run(&data, 1);
+        let (ranged, _, _) = setup.run(&data, 3);
+        for (found, again) in slots.iter().zip(&ranged) {
+            assert_same_bits("slots on three threads", again, found);
+        }
+        // The same as noise scaled beforehand, of the conditional half's variance.
+        let mut scaled = data.clone();
+        for (e, z) in scaled.noise.iter_mut().enumerate() {
+            let (position, channel) = (e / setup.channels, e % setup.channels);
+            let v = data.prediction[position * 6 + 3 + channel] as f64;
+            let std = if mode == column::LEARNED {
+                v.max(0.0).sqrt()
+            } else {
+                let part = 0.5 * (v + 1.0);
+                (0.5 * (part * -0.5 + (1.0 - part) * -3.0)).exp()
+            };
+            *z = (*z as f64 * std) as f32;
+        }
+        for row in scaled.table.chunks_exact_mut(column::COLUMNS) {
+            row[column::TARGET + 1] = -1.0;
+        }
+        for (j, (found, expected)) in slots.iter().zip(setup.reference(&scaled)).enumerate() {
+            assert_close(&format!("slot {j}"), found, &expected, rounding(16), 1.0);
+        }
+    }
+}
