@@ -531,6 +531,11 @@ impl Setup {
         let count = if stops { steps + 1 } else { steps };
         let rho = chosen.rho.unwrap_or(7.0);
         let times: Vec<f64> = match grid.is_of_times() {
+            // The network of a chain knows its own states best.
+            true if process.steps().is_some() => {
+                let times = grid.values(from, to, count, rho);
+                times.into_iter().map(f64::round_ties_even).collect()
+            }
             true => grid.values(from, to, count, rho),
             false => {
                 let levels = grid.values(level(from), level(to), count, rho);
@@ -545,7 +550,8 @@ impl Setup {
         };
         if times.windows(2).any(|w| w[1] >= w[0]) {
             return Err(Error::Usage(format!(
-                "--steps {steps}: the grid {} of `{}` has no {count} different times",
+                "--steps {steps}: the grid {} of `{}` has no {count} different times; take fewer \
+                 steps",
                 grid.name(),
                 process.name()
             )));
