@@ -20,6 +20,7 @@ pub mod norm;
 pub mod optimizer;
 pub mod pack;
 pub mod pointwise;
+pub mod pooling;
 pub mod resample;
 pub mod sampler_blend;
 pub mod sampler_estimate;
@@ -56,6 +57,8 @@ pub enum Op {
     ConcatBackward(concat::Concat),
     Resample(resample::Resample),
     ResampleBackward(resample::Resample),
+    Pooling(pooling::Pooling),
+    PoolingBackward(pooling::Pooling),
     SinusoidalEmbedding(embedding::Sinusoidal),
     FourierEmbedding(embedding::Fourier),
     Lookup(embedding::Lookup),
@@ -108,6 +111,8 @@ impl Op {
             Op::ConcatBackward(_) => "concat_backward",
             Op::Resample(_) => "resample_forward",
             Op::ResampleBackward(_) => "resample_backward",
+            Op::Pooling(_) => "pooling_forward",
+            Op::PoolingBackward(_) => "pooling_backward",
             Op::SinusoidalEmbedding(_) => "sinusoidal_embedding",
             Op::FourierEmbedding(_) => "fourier_embedding",
             Op::Lookup(_) => "lookup_forward",
@@ -183,6 +188,7 @@ impl Op {
             Op::AddPerImage(op) => op.backward(node, d),
             Op::Concat(op) => op.backward(node, d),
             Op::Resample(op) => op.backward(node, d),
+            Op::Pooling(op) => op.backward(node, d),
             Op::Lookup(op) => op.backward(node, d),
             Op::Dropout(op) => op.backward(node, d),
             Op::Loss(op) => op.backward(node, d),
@@ -200,6 +206,7 @@ impl Op {
             | Op::SumPerImage(_)
             | Op::ConcatBackward(_)
             | Op::ResampleBackward(_)
+            | Op::PoolingBackward(_)
             | Op::LookupBackward(_)
             | Op::DropoutBackward(_)
             | Op::EmpiricalBackward(_)

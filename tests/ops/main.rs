@@ -18,6 +18,7 @@ mod noising;
 mod norm;
 mod optimizer;
 mod pointwise;
+mod pooling;
 mod resample;
 mod sampler_control;
 mod sampler_step;

@@ -23,6 +23,7 @@ pub mod norm;
 pub mod optimizer;
 pub mod pointwise;
 pub mod pool;
+pub mod pooling;
 pub mod resample;
 pub mod sampler_control;
 pub mod sampler_step;
@@ -193,6 +194,10 @@ fn execute(pool: &Pool, node: &Node, a: &mut Arguments) -> Result<()> {
         Op::Resample(op) => resample::resample(pool, op, a.input(0), a.required(0)),
         Op::ResampleBackward(op) => {
             resample::resample_backward(pool, op, a.input(0), a.required(0));
+        }
+        Op::Pooling(op) => pooling::pooling(pool, op, a.input(0), a.required(0)),
+        Op::PoolingBackward(op) => {
+            pooling::pooling_backward(pool, op, a.input(0), a.input(1), a.required(0));
         }
         Op::SinusoidalEmbedding(op) => {
             embedding::sinusoidal(pool, op, a.input(0), a.required(0));

@@ -53,7 +53,9 @@ pub(super) fn execute(op: &Op, call: Option<&Call>) -> Result<()> {
         Op::AttentionBackward(op) => with(call, op, attention::attention_backward),
         Op::GlobalNorm(op) => with(call, op, optimizer::global_norm),
         Op::AdamW(op) => with(call, op, optimizer::adamw),
-        Op::Empirical(_)
+        Op::Pooling(_)
+        | Op::PoolingBackward(_)
+        | Op::Empirical(_)
         | Op::EmpiricalBackward(_)
         | Op::SamplerNorms(_)
         | Op::SamplerLangevin(_)
