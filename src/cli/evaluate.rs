@@ -4,6 +4,7 @@ use std::ffi::OsString;
 use std::path::{Path, PathBuf};
 
 use clap::{Args, Parser};
+use langevin::backend::cpu::Cpu;
 use langevin::backend::cpu::pool::Pool;
 use langevin::checkpoint::tensors::{self, nchw_to_nhwc};
 use langevin::checkpoint::{atomic, diffusers};
@@ -12,6 +13,8 @@ use langevin::data::{DataOptions, Dataset, SPECS, read_matrix};
 use langevin::diffusion::empirical::{Nearest, nearest_two};
 use langevin::evaluate::audit::{self, Audit};
 use langevin::evaluate::{Features, Options, Scores, evaluate};
+use langevin::model::inception::{FEATURES, Inception};
+use langevin::train::progress::Progress;
 use langevin::{Error, Result};
 use serde_json::{Map, Value, json};
 
@@ -33,6 +36,10 @@ pub struct EvaluateArgs {
     /// Score features and not pixels: .npz or .safetensors with `samples [n,d]` and `data [m,d]`
     #[arg(long, value_name = "FILE")]
     features: Option<PathBuf>,
+    /// Score Inception features (FID, KID): weights of pt_inception-2015-12-05 as .safetensors,
+    /// converted as the documentation of langevin::model::inception says. Runs on the CPU
+    #[arg(long, value_name = "FILE", conflicts_with = "features")]
+    inception: Option<PathBuf>,
     /// Images to draw from a model; by default as many as the data, at most 2000
     #[arg(long, value_name = "N")]
     count: Option<usize>,
@@ -245,7 +252,7 @@ fn read_features(path: &Path) -> Result<[Features; 2]> {
     Ok([read("samples")?, read("data")?])
 }
 
-/// What the images themselves show: their pixels' scores and the audit.
+/// What is printed: as JSON, and as lines.
 struct Outcome {
     facts: Map<String, Value>,
     lines: Vec<String>,
@@ -303,10 +310,17 @@ pub fn run(args: EvaluateArgs, global: &Global) -> Result<()> {
     }
     let (on, features) = match (given, &images) {
         (Some(features), _) => ("features of a file", features),
-        (None, Some([samples, data])) => {
-            let of = |what: &str, side: &Images| Features::new(what, &side.values, side.len());
-            ("pixels", [of("samples", samples)?, of("data", data)?])
-        }
+        (None, Some([samples, data])) => match &args.inception {
+            Some(file) => {
+                let network = Inception::open(file)?;
+                let of = |what: &str, side| inception_features(&network, what, side, global);
+                ("Inception features", [of("samples", samples)?, of("data", data)?])
+            }
+            None => {
+                let of = |what: &str, side: &Images| Features::new(what, &side.values, side.len());
+                ("pixels", [of("samples", samples)?, of("data", data)?])
+            }
+        },
         (None, None) => unreachable!("clap asks for one of them"),
     };
     let scores = evaluate(&pool, &features[0], &features[1], &options)?;
@@ -324,6 +338,20 @@ pub fn run(args: EvaluateArgs, global: &Global) -> Result<()> {
         true => output::json(&Value::Object(outcome.facts)),
         false => output::line(&outcome.lines.join("\n")),
     }
+}
+
+fn inception_features(
+    network: &Inception,
+    what: &str,
+    images: &Images,
+    global: &Global,
+) -> Result<Features> {
+    let bar = Progress::new("inception", images.shape[0] as u64, 0);
+    let cpu = Box::new(Cpu::new(global.threads));
+    let values = network
+        .features(cpu, &images.values, images.shape, &mut |done| bar.update(done as u64, what))?;
+    bar.finish();
+    Features::new(what, &values, FEATURES)
 }
 
 fn check_shapes(samples: &Images, data: &Images) -> Result<()> {

@@ -9,6 +9,7 @@ mod attention_block;
 mod blocks;
 mod builder;
 mod config;
+pub mod inception;
 mod mlp;
 mod resnet;
 mod unet;

@@ -1,4 +1,5 @@
 //! Networks against diffusers and PyTorch: tests/golden/unet.py made the files.
 
+mod inception;
 mod unet_config;
 mod unet_golden;

@@ -22,7 +22,7 @@ const GRADIENT_TOLERANCE: f64 = 1e-4;
 const GRADIENT_FLOOR: f64 = 1e-6;
 
 /// Uniform in [-1, 1), by the tensor's name.
-fn values(name: &str, len: usize) -> Vec<f32> {
+pub fn values(name: &str, len: usize) -> Vec<f32> {
     let seed = name
         .bytes()
         .fold(0xCBF2_9CE4_8422_2325u64, |h, b| (h ^ u64::from(b)).wrapping_mul(0x100_0000_01B3));
