@@ -1,13 +1,13 @@
 //! Pictures of models of points in the plane: scatter, trajectories, score field.
 
 use clap::ValueEnum;
+use langevin::Result;
 use langevin::backend::{Engine, WeightSet};
 use langevin::data::{DataOptions, Dataset};
 use langevin::diffusion::sampler::run::Samples;
 use langevin::picture::{Field, field_png, scatter_png, trajectory_png};
 use langevin::plan::Space;
 use langevin::predict::{Conditions, predict};
-use langevin::{Error, Result};
 
 use super::Global;
 use super::model::Model;
@@ -23,8 +23,8 @@ pub enum Plot {
     Field,
 }
 
-/// Shares of the process's length at which a field is drawn.
-const TIMES: [f64; 4] = [0.05, 0.2, 0.45, 0.8];
+/// std / signal of the states whose fields are drawn.
+const NOISES: [f64; 4] = [0.1, 0.35, 0.9, 3.0];
 /// Arrows and density cells of a row.
 const ARROWS: usize = 21;
 const CELLS: usize = 120;
@@ -56,24 +56,24 @@ pub fn field(model: &Model, weights: &[f32], global: &Global) -> Result<Vec<u8>>
     let mut engine = Engine::new(global.backend()?, model.parameters.arena_len(), false)?;
     engine.set_arena(Space::Parameters, weights)?;
     let reference = reference(model, DENSITY_POINTS).unwrap_or_default();
-    let table = model.scheduler.table()?;
-    let prediction = model.scheduler.prediction_type;
+    let process = &model.denoiser.process;
     let mut fields = Vec::new();
-    for share in TIMES {
-        let label = (share * (table.steps() - 1) as f64).round() as usize;
-        let pair = table.labelled(label);
+    for noise in NOISES {
+        let time = process.time_of(-f64::ln(noise)).clamp(process.earliest(), process.end());
+        // A table's network knows its entries alone; state 0 is the data.
+        let time = if process.steps().is_some() { time.round().max(1.0) } else { time };
+        let (pair, evaluation) = (process.pair(time), model.denoiser.at(time)?);
         let limit = extent(&reference, pair.signal(), pair.std);
         let centre = |i: usize, cells: usize| ((2 * i + 1) as f64 / cells as f64 - 1.0) * limit;
         let grid: Vec<f32> = (0..ARROWS * ARROWS)
             .flat_map(|k| [centre(k % ARROWS, ARROWS) as f32, centre(k / ARROWS, ARROWS) as f32])
             .collect();
         let shape = [ARROWS * ARROWS, 1, 1, 2];
-        let t = vec![label as f32; ARROWS * ARROWS];
+        let t = vec![evaluation.label as f32; ARROWS * ARROWS];
+        let input: Vec<f32> = grid.iter().map(|&x| x * evaluation.input_scale as f32).collect();
         let conditions = Conditions { t, ..Conditions::default() };
-        let out = predict(&mut engine, &model.network, WeightSet::Raw, shape, &grid, &conditions)?;
-        let eps = prediction.eps(pair).ok_or_else(|| {
-            Error::Usage(format!("the network's score is not determined at label {label}"))
-        })?;
+        let out = predict(&mut engine, &model.network, WeightSet::Raw, shape, &input, &conditions)?;
+        let eps = evaluation.eps;
         let score =
             |x: f32, p: f32| -(eps.state * f64::from(x) + eps.prediction * f64::from(p)) / pair.std;
         let arrows = grid
@@ -92,7 +92,7 @@ pub fn field(model: &Model, weights: &[f32], global: &Global) -> Result<Vec<u8>>
             .collect();
         fields.push(Field {
             title: format!(
-                "score at label {label}: signal {:.3}, std {:.3}",
+                "score at time {time:.4}: signal {:.3}, std {:.3}",
                 pair.signal(),
                 pair.std
             ),
