@@ -22,6 +22,7 @@
 #pragma once
 #include "common.cuh"
 #include <cuda_bf16.h>
+#include <type_traits>
 
 using Bf16 = __nv_bfloat16;
 
@@ -34,10 +35,14 @@ template <typename T> constexpr int CHUNK = 16 / sizeof(T);
 
 INLINE unsigned shared_address(const void *p) { return (unsigned)__cvta_generic_to_shared(p); }
 
-/// Copies 16 bytes to shared memory, or zeros.
-INLINE void copy16(unsigned to, const void *from, bool inside) {
-    asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(to), "l"(from),
-                 "r"(inside ? 16 : 0)
+/// Keeps the compiler from computing a value again at each use.
+INLINE void keep(unsigned &v) { asm volatile("" : "+r"(v)); }
+
+/// Copies 16 bytes to shared memory where some bit of `inside` is set, else zeros.
+INLINE void copy16(unsigned to, const void *from, unsigned inside) {
+    asm volatile("{ .reg .pred ignore; setp.eq.u32 ignore, %2, 0;"
+                 " cp.async.cg.shared.global [%0], [%1], 16, ignore; }" ::"r"(to),
+                 "l"(from), "r"(inside)
                  : "memory");
 }
 
@@ -100,21 +105,18 @@ struct Walk {
         return tensor ? p.x2_channels : p.reduced - p.x2_channels;
     }
 
-    /// Goes on by one tile; true when the tap has changed.
-    template <int STEP> INLINE bool next(const ConvGather &p) {
-        channel += STEP;
-        if (channel < length(p)) return false;
+    /// Goes on to the next tensor or tap.
+    INLINE void next(const ConvGather &p) {
         channel = 0;
         if (tensor == 0 && p.x2_channels > 0) {
             tensor = 1;
-            return false;
+            return;
         }
         tensor = 0;
         if (++tap_x == p.along.taps) {
             tap_x = 0;
             tap_y++;
         }
-        return true;
     }
 
     /// Row of the weight's [kernel_taps].
@@ -124,147 +126,201 @@ struct Walk {
     }
 };
 
-/// Rows of gathered x: the left operand of `gather`. ALIGNED: 16 bytes never straddle a pixel.
-template <typename T, int ROWS, int THREADS, int SWIZZLE, bool ALIGNED> struct GatheredRows {
+/// Where chunk threadIdx.x % 8 of a thread's i-th row lies in a [row][k] tile.
+template <int THREADS, int SWIZZLE> INLINE unsigned row_slot(unsigned tile, int i) {
+    int row = threadIdx.x / 8 + i * (THREADS / 8);
+    return tile + row * ROW_BYTES + ((threadIdx.x % 8) ^ (row >> SWIZZLE & 7)) * 16;
+}
+
+/// The same from the slot of row 0: rows lie a multiple of eight permutations apart, or
+/// (f32, eight rows a step) their permutation is that of the row before with two bits changed.
+template <int THREADS, int SWIZZLE> INLINE unsigned next_slot(unsigned first, int i) {
+    constexpr int STEP = THREADS / 8;
+    return (first ^ (i * STEP >> SWIZZLE & 7) * 16) + i * STEP * ROW_BYTES;
+}
+
+/// Rows of gathered x, the left operand of `gather`: 16 bytes never straddle a pixel.
+/// Each thread has one chunk of every STEP-th row.
+template <typename T, int ROWS, int THREADS, int SWIZZLE> struct GatheredRows {
     static constexpr int STEP = THREADS / 8, PASSES = ROWS / STEP;
-    static_assert(ROWS % STEP == 0, "whole passes");
-    int image[PASSES], y[PASSES], x[PASSES];
+    static_assert(ROWS % STEP == 0 && PASSES <= 32, "whole passes");
+    /// First pixel of the row's image, and the position it reads at tap (0, 0) as two
+    /// signed halves; far outside for a row that does not exist.
+    int image[PASSES], corner[PASSES];
     /// Pixel of x that the current tap reads, and a bit a row: whether it is inside.
     int pixel[PASSES];
     unsigned inside;
+    const char *from;
+    int pitch;
+    /// Of the first row, in a tile.
+    unsigned slot;
+
+    INLINE void start(const ConvGather &p, int first_row) {
+        slot = row_slot<THREADS, SWIZZLE>(0, 0);
+        keep(slot);
+        int area = p.down.count * p.along.count;
+        int size = (p.down.source >> p.enlarge) * (p.along.source >> p.enlarge);
+#pragma unroll
+        for (int i = 0; i < PASSES; i++) {
+            int row = first_row + threadIdx.x / 8 + i * STEP, at = row % area;
+            int y = p.down.scale * (at / p.along.count) + p.down.shift;
+            int x = p.along.scale * (at % p.along.count) + p.along.shift;
+            image[i] = row / area * size;
+            corner[i] = row < p.pixels ? y << 16 | (x & 0xffff) : 0x80008000;
+        }
+    }
+
+    /// Turns to a tap and tensor, from the walk's channel on.
+    INLINE void find(const ConvGather &p, const Walk &walk, int group) {
+        int channels = walk.tensor ? p.x2_channels : p.x_channels;
+        pitch = channels * (int)sizeof(T);
+        from = (const char *)(walk.tensor ? p.x2 : p.x) +
+               (group * p.reduced + walk.channel + threadIdx.x % 8 * CHUNK<T>) * sizeof(T);
+        int width = p.along.source >> p.enlarge;
+        inside = 0;
+#pragma unroll
+        for (int i = 0; i < PASSES; i++) {
+            int y = (corner[i] >> 16) + walk.tap_y * p.down.shift_step;
+            int x = (short)corner[i] + walk.tap_x * p.along.shift_step;
+            bool is_inside = (unsigned)y < (unsigned)p.down.source && (unsigned)x < (unsigned)p.along.source;
+            pixel[i] = is_inside ? image[i] + (y >> p.enlarge) * width + (x >> p.enlarge) : 0;
+            inside |= is_inside ? 1u << i : 0u;
+        }
+    }
+
+    /// The next tile, of which `terms` channels are left.
+    INLINE void fetch(unsigned tile, int terms) {
+        unsigned now = threadIdx.x % 8 * CHUNK<T> < terms ? inside : 0u;
+#pragma unroll
+        for (int i = 0; i < PASSES; i++) {
+            copy16(next_slot<THREADS, SWIZZLE>(tile + slot, i), from + (Len)pixel[i] * pitch, now & 1u << i);
+        }
+        from += ROW_BYTES;
+    }
+};
+
+/// Rows of the forward weight: the right operand of `gather` where columns are outputs.
+template <typename T, int ROWS, int THREADS, int SWIZZLE> struct WeightRows {
+    static constexpr int STEP = THREADS / 8, PASSES = (ROWS + STEP - 1) / STEP;
+    unsigned inside, slot;
+    const char *from;
+    int pitch;
+
+    INLINE void start(const ConvGather &p, int first) {
+        slot = row_slot<THREADS, SWIZZLE>(0, 0);
+        keep(slot);
+        pitch = p.kernel_taps * p.reduced * (int)sizeof(T);
+        inside = 0;
+#pragma unroll
+        for (int i = 0; i < PASSES; i++)
+            inside |= first + (int)threadIdx.x / 8 + i * STEP < p.columns ? 1u << i : 0u;
+    }
+
+    INLINE void find(const ConvGather &p, const Walk &walk, int group, int first) {
+        int k = walk.tap(p) * p.reduced + walk.channel + (walk.tensor ? p.x_channels : 0);
+        from = (const char *)p.weight + (k + threadIdx.x % 8 * CHUNK<T>) * sizeof(T) +
+               (Len)(group * p.columns + first + threadIdx.x / 8) * pitch;
+    }
+
+    INLINE void fetch(unsigned tile, int terms) {
+        unsigned now = threadIdx.x % 8 * CHUNK<T> < terms ? inside : 0u;
+#pragma unroll
+        for (int i = 0; i < PASSES; i++) {
+            if (ROWS % STEP != 0 && threadIdx.x / 8 + i * STEP >= ROWS) break;
+            copy16(next_slot<THREADS, SWIZZLE>(tile + slot, i), from + (Len)(i * STEP) * pitch, now & 1u << i);
+        }
+        from += ROW_BYTES;
+    }
+};
+
+/// The weight with the reduction across its rows: the right operand of `gather` where
+/// columns are inputs. [k][COLUMNS].
+template <typename T, int COLUMNS, int THREADS, Order ORDER> struct WeightColumns {
+    static constexpr int CHUNKS = COLUMNS / CHUNK<T>, STEP = THREADS / CHUNKS;
+    static_assert(THREADS % CHUNKS == 0 && DEPTH<T> % STEP == 0, "whole passes");
+    bool exists;
+    unsigned slot;
+    const char *from;
+    int pitch;
+
+    INLINE void start(const ConvGather &p, int first) {
+        int row = threadIdx.x / CHUNKS;
+        slot = row * (COLUMNS * (int)sizeof(T)) + place<ORDER, CHUNKS>(row, threadIdx.x % CHUNKS) * 16;
+        keep(slot);
+        pitch = p.kernel_taps * p.columns * (int)sizeof(T);
+        exists = first + (int)threadIdx.x % CHUNKS * CHUNK<T> < p.columns;
+    }
+
+    INLINE void find(const ConvGather &p, const Walk &walk, int group, int first) {
+        int row = group * p.reduced + walk.channel + threadIdx.x / CHUNKS;
+        from = (const char *)p.weight + (Len)row * pitch +
+               (walk.tap(p) * p.columns + first + threadIdx.x % CHUNKS * CHUNK<T>) * sizeof(T);
+    }
+
+    INLINE void fetch(unsigned tile, int terms) {
+        int left = exists ? terms - (int)threadIdx.x / CHUNKS : 0;
+#pragma unroll
+        for (int i = 0; i < DEPTH<T> / STEP; i++) {
+            // Permutations are linear: that of a sum without carries is the sum of theirs.
+            unsigned at = (tile + slot ^ place<ORDER, CHUNKS>(i * STEP, 0) * 16) + i * STEP * (COLUMNS * (int)sizeof(T));
+            copy16(at, from + (Len)(i * STEP) * pitch, i * STEP < left);
+        }
+        from += (Len)DEPTH<T> * pitch;
+    }
+};
+
+/// Both operands element by element, for any number of channels; k counts (tap, channel).
+template <class Tile, bool FORWARD> struct Scattered {
+    using T = typename Tile::T;
+    static constexpr int STEP = Tile::THREADS / 8, PASSES = Tile::BM / STEP;
+    int image[PASSES], y[PASSES], x[PASSES];
 
     INLINE void start(const ConvGather &p, int first_row) {
         int area = p.down.count * p.along.count;
 #pragma unroll
         for (int i = 0; i < PASSES; i++) {
             int row = first_row + threadIdx.x / 8 + i * STEP;
-            bool exists = row < p.pixels;
-            if (!exists) row = 0;
-            image[i] = exists ? row / area : -1;
+            image[i] = row < p.pixels ? row / area : -1;
             y[i] = row % area / p.along.count;
             x[i] = row % p.along.count;
         }
     }
 
-    INLINE void find(const ConvGather &p, const Walk &walk) {
-        inside = 0;
-#pragma unroll
-        for (int i = 0; i < PASSES; i++) {
-            pixel[i] = source_pixel(p, i, walk.tap_y, walk.tap_x);
-            if (pixel[i] >= 0) inside |= 1u << i;
-            else pixel[i] = 0;
-        }
-    }
-
-    INLINE int source_pixel(const ConvGather &p, int i, int tap_y, int tap_x) const {
-        int sy = source_of(p.down, y[i], tap_y), sx = source_of(p.along, x[i], tap_x);
-        if (sy < 0 || sx < 0 || image[i] < 0) return -1;
+    INLINE void fetch(const ConvGather &p, int k0, int group, int first, unsigned left, unsigned right) const {
         int height = p.down.source >> p.enlarge, width = p.along.source >> p.enlarge;
-        return (image[i] * height + (sy >> p.enlarge)) * width + (sx >> p.enlarge);
-    }
-
-    INLINE void fetch(const ConvGather &p, const Walk &walk, int group, unsigned tile) const {
-        int channel = walk.channel + threadIdx.x % 8 * CHUNK<T>;
-        bool exists = channel < walk.length(p);
-        int pitch = walk.tensor ? p.x2_channels : p.x_channels;
-        const T *from = (const T *)(walk.tensor ? p.x2 : p.x);
-        from += exists ? group * p.reduced + channel : 0;
-#pragma unroll
-        for (int i = 0; i < PASSES; i++) {
-            copy16(slot(tile, i), from + (Len)pixel[i] * pitch, exists && (inside >> i & 1));
-        }
-    }
-
-    /// The same element by element, for any number of channels; k counts (tap, channel).
-    INLINE void fetch_scattered(const ConvGather &p, int k0, int group, unsigned tile) const {
+        int total = p.down.taps * p.along.taps * p.reduced;
 #pragma unroll 1
         for (int e = 0; e < CHUNK<T>; e++) {
             int k = k0 + threadIdx.x % 8 * CHUNK<T> + e;
             int tap = k / p.reduced, channel = group * p.reduced + k % p.reduced;
-            int tap_y = tap / p.along.taps, tap_x = tap % p.along.taps;
             bool second = channel >= p.x_channels;
             int pitch = second ? p.x2_channels : p.x_channels;
             const T *from = (const T *)(second ? p.x2 : p.x) + (second ? channel - p.x_channels : channel);
 #pragma unroll
             for (int i = 0; i < PASSES; i++) {
-                int at = tap_y < p.down.taps ? source_pixel(p, i, tap_y, tap_x) : -1;
-                copy_element(slot(tile, i) + e * sizeof(T), at < 0 ? (const T *)p.x : from + (Len)at * pitch, at >= 0);
+                int sy = source_of(p.down, y[i], tap / p.along.taps);
+                int sx = source_of(p.along, x[i], tap % p.along.taps);
+                bool inside = k < total && sy >= 0 && sx >= 0 && image[i] >= 0;
+                Len at = (image[i] * height + (sy >> p.enlarge)) * width + (sx >> p.enlarge);
+                unsigned slot = row_slot<Tile::THREADS, Tile::SWIZZLE_A>(left, i) + e * sizeof(T);
+                copy_element(slot, inside ? from + at * pitch : (const T *)p.x, inside);
             }
         }
-    }
-
-    static INLINE unsigned slot(unsigned tile, int i) {
-        int row = threadIdx.x / 8 + i * STEP;
-        return tile + row * ROW_BYTES + ((threadIdx.x % 8) ^ (row >> SWIZZLE & 7)) * 16;
-    }
-};
-
-/// Rows of the forward weight: the right operand of `gather` where columns are outputs.
-template <typename T, int ROWS, int THREADS, int SWIZZLE, bool ALIGNED> struct WeightRows {
-    static constexpr int STEP = THREADS / 8;
-
-    static INLINE void fetch(const ConvGather &p, const Walk &walk, int k0, int group, int first, unsigned tile) {
-        int total = p.kernel_taps * p.reduced;
-        int chunk = threadIdx.x % 8 * CHUNK<T>;
-        int k = k0 + chunk;
-        bool exists = true;
-        if (ALIGNED) {
-            int channel = walk.channel + chunk;
-            exists = channel < walk.length(p);
-            k = walk.tap(p) * p.reduced + channel + (walk.tensor ? p.x_channels : 0);
-        }
-        const T *weight = (const T *)p.weight + (Len)group * p.columns * total;
-#pragma unroll
-        for (int from = 0; from < ROWS; from += STEP) {
-            int row = from + threadIdx.x / 8, column = first + row;
-            if (ROWS % STEP != 0 && row >= ROWS) break;
-            unsigned slot = tile + row * ROW_BYTES + ((threadIdx.x % 8) ^ (row >> SWIZZLE & 7)) * 16;
-            if (ALIGNED) {
-                bool inside = exists && column < p.columns;
-                copy16(slot, weight + (inside ? (Len)column * total + k : 0), inside);
-            } else {
-                for (int e = 0; e < CHUNK<T>; e++) {
-                    bool inside = k + e < total && column < p.columns;
-                    copy_element(slot + e * sizeof(T), weight + (inside ? (Len)column * total + k + e : 0), inside);
-                }
-            }
-        }
-    }
-};
-
-/// The weight with the reduction across its rows: the right operand of `gather` where
-/// columns are inputs. [k][COLUMNS].
-template <typename T, int COLUMNS, int THREADS, Order ORDER, bool ALIGNED> struct WeightColumns {
-    static INLINE void fetch(const ConvGather &p, const Walk &walk, int k0, int group, int first, unsigned tile) {
-        constexpr int CHUNKS = COLUMNS / CHUNK<T>, STEP = THREADS / CHUNKS;
-        static_assert(THREADS % CHUNKS == 0, "whole passes");
-        int chunk = threadIdx.x % CHUNKS, column = first + chunk * CHUNK<T>;
         const T *weight = (const T *)p.weight;
-        for (int row = threadIdx.x / CHUNKS; row < DEPTH<T>; row += STEP) {
-            int channel, tap;
-            bool exists;
-            if (ALIGNED) {
-                channel = walk.channel + row;
-                exists = channel < p.reduced;
-                tap = walk.tap(p);
-            } else {
-                int k = k0 + row, t = k / p.reduced;
-                channel = k % p.reduced;
-                exists = t < p.down.taps * p.along.taps;
-                Walk at = {t / p.along.taps, t % p.along.taps, 0, 0};
-                tap = at.tap(p);
-            }
-            Len at = ((Len)(group * p.reduced + channel) * p.kernel_taps + tap) * p.columns + column;
-            unsigned slot = tile + row * (COLUMNS * sizeof(T)) + place<ORDER, CHUNKS>(row, chunk) * 16;
-            if (ALIGNED) {
-                bool inside = exists && column < p.columns;
-                copy16(slot, weight + (inside ? at : 0), inside);
-            } else {
-                for (int e = 0; e < CHUNK<T>; e++) {
-                    bool inside = exists && column + e < p.columns;
-                    copy_element(slot + e * sizeof(T), weight + (inside ? at + e : 0), inside);
-                }
-            }
+        for (int i = threadIdx.x; i < Tile::BN * DEPTH<T>; i += Tile::THREADS) {
+            // Neighbouring threads read neighbouring elements.
+            int at_k = FORWARD ? i % DEPTH<T> : i / Tile::BN, row = FORWARD ? i / DEPTH<T> : i % Tile::BN;
+            int k = k0 + at_k, tap = k / p.reduced, channel = k % p.reduced;
+            Walk walk = {tap / p.along.taps, tap % p.along.taps, 0, 0};
+            bool inside = k < total && first + row < p.columns;
+            int out = group * (FORWARD ? p.columns : p.reduced) + (FORWARD ? first + row : channel);
+            int in = FORWARD ? channel : first + row;
+            Len at = ((Len)out * p.kernel_taps + walk.tap(p)) * (FORWARD ? p.reduced : p.columns) + in;
+            int chunk = (FORWARD ? at_k : row) / CHUNK<T>, element = (FORWARD ? at_k : row) % CHUNK<T>;
+            unsigned slot = FORWARD ? row * ROW_BYTES + (chunk ^ (row >> Tile::SWIZZLE_B & 7)) * 16
+                                    : at_k * (Tile::BN * (int)sizeof(T)) +
+                                          place<Tile::ORDER, Tile::BN / CHUNK<T>>(at_k, chunk) * 16;
+            copy_element(right + slot + element * sizeof(T), weight + (inside ? at : 0), inside);
         }
     }
 };
@@ -324,9 +380,12 @@ template <int BM_, int BN_, int TM_, int TN_> struct Fused {
         }
     }
 
+    struct At {};
+    template <bool A_ROWS, bool B_ROWS> static INLINE At start() { return {}; }
+
     /// Adds the products of `terms` terms. `with_bias` adds up the left operand as well.
     template <bool A_ROWS, bool B_ROWS>
-    INLINE void multiply(const unsigned char *stage, int terms, bool with_bias) {
+    INLINE void multiply(At, const unsigned char *stage, int terms, bool with_bias) {
         const float *a = (const float *)stage, *b = a + BM * DEPTH<float>;
 #pragma unroll 1
         for (int quad = 0; quad < (terms + 3) / 4; quad++) {
@@ -453,15 +512,27 @@ template <typename T_, int BM_, int BN_, int DOWN, int ALONG> struct Tensor {
         return tile + t * (WIDTH * 4) + place<ORDER, WIDTH / 4>(t, first / 4 + g / 4) * 16 + g % 4 * 4;
     }
 
+    /// Where this lane's first fragments lie in a stage.
+    struct At {
+        unsigned a, b;
+    };
+
+    template <bool A_ROWS, bool B_ROWS> static INLINE At start() {
+        At at;
+        at.a = A_ROWS  ? rows_address<true>(0, warp_row())
+               : WORDS ? words_address<BM>(0, warp_row())
+                       : columns_address<true, BM>(0, warp_row());
+        at.b = B_ROWS  ? rows_address<false>(BM * ROW_BYTES, warp_column())
+               : WORDS ? words_address<BN>(BM * ROW_BYTES, warp_column())
+                       : columns_address<false, BN>(BM * ROW_BYTES, warp_column());
+        keep(at.a);
+        keep(at.b);
+        return at;
+    }
+
     template <bool A_ROWS, bool B_ROWS>
-    INLINE void multiply(const unsigned char *stage, int, bool with_bias) {
-        unsigned tile_a = shared_address(stage), tile_b = tile_a + BM * ROW_BYTES;
-        unsigned a_at = A_ROWS ? rows_address<true>(tile_a, warp_row())
-                        : WORDS ? words_address<BM>(tile_a, warp_row())
-                                : columns_address<true, BM>(tile_a, warp_row());
-        unsigned b_at = B_ROWS ? rows_address<false>(tile_b, warp_column())
-                        : WORDS ? words_address<BN>(tile_b, warp_column())
-                                : columns_address<false, BN>(tile_b, warp_column());
+    INLINE void multiply(const At &at, const unsigned char *stage, int, bool with_bias) {
+        unsigned a_at = shared_address(stage) + at.a, b_at = shared_address(stage) + at.b;
 #pragma unroll
         for (int step = 0; step < STEPS; step++) {
             unsigned a[ROWS][4], b[COLUMNS / 2][4];
@@ -625,45 +696,58 @@ template <class Tile, bool FORWARD, bool ALIGNED> INLINE void gather(const ConvG
     int group = blockIdx.z % p.groups, lane = blockIdx.z / p.groups;
     int from = (int)((Len)p.tiles * lane / p.lanes), to = (int)((Len)p.tiles * (lane + 1) / p.lanes);
 
-    GatheredRows<T, Tile::BM, Tile::THREADS, Tile::SWIZZLE_A, ALIGNED> rows;
-    rows.start(p, first_row);
-    Walk walk = {0, 0, 0, 0};
-    if (ALIGNED) {
-        walk.start<STEP>(p, from);
-        rows.find(p, walk);
-    }
-    auto fetch = [&](int tile) {
-        unsigned left = shared_address(shared) + tile % STAGES * STAGE_BYTES<Tile>;
-        unsigned right = left + Tile::BM * ROW_BYTES;
-        if (ALIGNED) rows.fetch(p, walk, group, left);
-        else rows.fetch_scattered(p, tile * STEP, group, left);
-        if (FORWARD) {
-            WeightRows<T, Tile::BN, Tile::THREADS, Tile::SWIZZLE_B, ALIGNED>::fetch(
-                p, walk, tile * STEP, group, first_column, right);
-        } else {
-            WeightColumns<T, Tile::BN, Tile::THREADS, Tile::ORDER, ALIGNED>::fetch(
-                p, walk, tile * STEP, group, first_column, right);
-        }
-    };
-
     Tile tile;
     tile.clear();
-    int arriving = 0;
-    // Tile t is on its way while t - 1 is multiplied.
-#pragma unroll 1
-    for (int t = from; t <= to; t++) {
+    auto at = Tile::template start<true, FORWARD>();
+    int stage = 0, terms = 0;
+    // Tile t is on its way into `stage` while t - 1 is multiplied; the last turn only
+    // multiplies.
+    auto turn = [&](int t, int arriving, auto fetch) {
         await_copies<0>();
         __syncthreads();
-        int terms = arriving;
-        if (t < to) {
-            if (ALIGNED && t > from && walk.next<STEP>(p)) rows.find(p, walk);
-            fetch(t);
-            arriving = min(STEP, ALIGNED ? walk.length(p) - walk.channel
-                                         : p.reduced * p.down.taps * p.along.taps - t * STEP);
-        }
+        unsigned left = shared_address(shared) + stage * STAGE_BYTES<Tile>;
+        if (t < to) fetch(left, left + Tile::BM * ROW_BYTES);
         commit_copies();
+        stage ^= 1;
         if (t > from) {
-            tile.template multiply<true, FORWARD>(shared + (t - 1) % STAGES * STAGE_BYTES<Tile>, terms, false);
+            tile.template multiply<true, FORWARD>(at, shared + stage * STAGE_BYTES<Tile>, terms, false);
+        }
+        terms = arriving;
+    };
+    if constexpr (ALIGNED) {
+        GatheredRows<T, Tile::BM, Tile::THREADS, Tile::SWIZZLE_A> rows;
+        std::conditional_t<FORWARD, WeightRows<T, Tile::BN, Tile::THREADS, Tile::SWIZZLE_B>,
+                           WeightColumns<T, Tile::BN, Tile::THREADS, Tile::ORDER>>
+            weight;
+        rows.start(p, first_row);
+        weight.start(p, first_column);
+        Walk walk;
+        walk.start<STEP>(p, from);
+#pragma unroll 1
+        for (int t = from; t <= to;) {
+            rows.find(p, walk, group);
+            weight.find(p, walk, group, first_column);
+            int left = walk.length(p) - walk.channel;
+            int end = t < to ? min(to, t + (left + STEP - 1) / STEP) : t + 1;
+#pragma unroll 1
+            for (; t < end; t++) {
+                turn(t, min(left, STEP), [&](unsigned a, unsigned b) {
+                    rows.fetch(a, left);
+                    weight.fetch(b, left);
+                });
+                left -= STEP;
+            }
+            walk.next(p);
+        }
+    } else {
+        Scattered<Tile, FORWARD> both;
+        both.start(p, first_row);
+        int total = p.down.taps * p.along.taps * p.reduced;
+#pragma unroll 1
+        for (int t = from; t <= to; t++) {
+            turn(t, min(total - t * STEP, STEP), [&](unsigned a, unsigned b) {
+                both.fetch(p, t * STEP, group, first_column, a, b);
+            });
         }
     }
 
@@ -806,6 +890,7 @@ template <class Tile, bool ALIGNED> INLINE void outer(const ConvOuter &p) {
 
     Tile tile;
     tile.clear();
+    auto at = Tile::template start<false, false>();
     bool with_bias = p.d_bias && blockIdx.y == 0;
 #pragma unroll 1
     for (int t = lane; t < p.tiles + p.lanes; t += p.lanes) {
@@ -816,7 +901,7 @@ template <class Tile, bool ALIGNED> INLINE void outer(const ConvOuter &p) {
         stage ^= 1;
         int before = t - p.lanes;
         if (before < 0) continue;
-        tile.template multiply<false, false>(shared + stage * STAGE_BYTES<Tile>, min(p.pixels - before * STEP, STEP),
+        tile.template multiply<false, false>(at, shared + stage * STAGE_BYTES<Tile>, min(p.pixels - before * STEP, STEP),
                                              with_bias);
     }
 

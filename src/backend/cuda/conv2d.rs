@@ -22,6 +22,9 @@ use crate::plan::Mode;
 /// Bytes of one row of a tile along the reduction, as in `kernels/matmul.cuh`.
 const ROW_BYTES: usize = 128;
 
+/// Sides of an image that the kernels for aligned channels can count.
+const MOST_POSITIONS: usize = 1 << 13;
+
 /// Multiprocessors a launch is shaped for. Only speed depends on it.
 const MULTIPROCESSORS: usize = 108;
 
@@ -222,8 +225,16 @@ impl Layer {
         Layer { op: *op, arithmetic: Arithmetic::F32, source: Source::default(), tile: None }
     }
 
+    /// Whether 16 bytes never straddle a pixel (and positions fit the 16 bits that the
+    /// kernels for this give them).
     fn is_aligned(&self, channels: &[usize]) -> bool {
+        let (op, o) = (&self.op, &self.op.options);
+        let [oh, ow] = op.output_size();
+        let reach = |axis: usize| op.kernel[axis] * o.dilation[axis] * o.stride[axis];
+        let p = &o.padding;
+        let sides = [op.h + p.top, op.w + p.left, oh, ow, reach(0), reach(1)];
         channels.iter().all(|c| c.is_multiple_of(self.arithmetic.chunk()))
+            && sides.iter().all(|&side| side < MOST_POSITIONS)
     }
 
     /// Tiles of a gathering reduction over `taps`.
