@@ -165,8 +165,8 @@ pub fn program(setup: &Setup, stochastic: bool) -> Result<Program> {
         let mut output = Output { noise, ..Output::default() };
         output.slots[0] = state;
         add_model(&mut output, of_eps, limit, t, model[0]);
-        for k in 1..order {
-            output.slots[slot(i - k)] += model[k];
+        for (k, factor) in model.into_iter().enumerate().take(order).skip(1) {
+            output.slots[slot(i - k)] += factor;
         }
         let saved = (kept > 0 && i + 1 < count).then(|| {
             let mut saved = Output { target: slot(i), ..Output::default() };

@@ -31,12 +31,14 @@ fn solve(mut a: Vec<Vec<f64>>, mut b: Vec<f64>) -> Vec<f64> {
         let pivot = (i..n).max_by(|&p, &q| a[p][i].abs().total_cmp(&a[q][i].abs())).unwrap_or(i);
         a.swap(i, pivot);
         b.swap(i, pivot);
-        for j in i + 1..n {
-            let factor = a[j][i] / a[i][i];
-            for k in i..n {
-                a[j][k] -= factor * a[i][k];
+        let (upper, lower) = a.split_at_mut(i + 1);
+        let top = &upper[i];
+        for (j, row) in lower.iter_mut().enumerate() {
+            let factor = row[i] / top[i];
+            for (v, t) in row.iter_mut().zip(top).skip(i) {
+                *v -= factor * t;
             }
-            b[j] -= factor * b[i];
+            b[i + 1 + j] -= factor * b[i];
         }
     }
     for i in (0..n).rev() {
