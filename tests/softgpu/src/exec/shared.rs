@@ -44,45 +44,45 @@ impl Context<'_> {
         Access { warp: warp.index, clocks: &warp.clocks, safe: warp.safe, strong }
     }
 
-    /// All checks of a read of whole words by runs of neighbouring lanes; false when the check lane
-    /// by lane has to look.
+    /// All checks of a read of a run's whole words; false when the check lane by lane has to look.
     #[inline(always)]
-    fn shared_runs_readable(&self, reach: &Reach<'_>, by: Access<'_>) -> bool {
-        if by.strong {
-            return false;
-        }
-        for run in reach.runs() {
-            let Some(lanes) = word_lanes(&run, reach.bytes) else { return false };
-            if !self.shared.is_readable(run.start, run.len) {
-                return false;
-            }
-            let ok = by_words!((run.len / 4) as usize, |n| {
+    fn shared_run_readable(&self, run: &Run, bytes: u64, by: Access<'_>) -> bool {
+        let Some(lanes) = word_lanes(run, bytes) else { return false };
+        self.shared.is_readable(run.start, run.len)
+            && by_words!((run.len / 4) as usize, |n| {
                 // SAFETY: what is readable lies inside the bounds.
                 unsafe { self.shared.read_words(run.start, n, lanes, by) }
-            });
-            if !ok {
+            })
+    }
+
+    /// As [`Self::shared_run_readable`], for writes. Marks no byte as written.
+    #[inline(always)]
+    fn shared_run_writable(&self, run: &Run, bytes: u64, by: Access<'_>) -> bool {
+        let Some(lanes) = word_lanes(run, bytes) else { return false };
+        !run.shared
+            && self.shared.is_writable(run.start, run.len)
+            && by_words!((run.len / 4) as usize, |n| {
+                // SAFETY: what is writable lies inside the bounds.
+                unsafe { self.shared.write_words(run.start, n, lanes, by) }
+            })
+    }
+
+    /// As [`Self::shared_run_readable`], for all runs.
+    #[inline(always)]
+    fn shared_runs_readable(&self, reach: &Reach<'_>, by: Access<'_>) -> bool {
+        for run in reach.runs() {
+            if !self.shared_run_readable(&run, reach.bytes, by) {
                 return false;
             }
         }
         true
     }
 
-    /// As [`Self::shared_runs_readable`], for writes. Marks no byte as written.
+    /// As [`Self::shared_run_writable`], for all runs.
     #[inline(always)]
     pub fn shared_runs_writable(&self, reach: &Reach<'_>, by: Access<'_>) -> bool {
-        if by.strong {
-            return false;
-        }
         for run in reach.runs() {
-            let Some(lanes) = word_lanes(&run, reach.bytes) else { return false };
-            if run.shared || !self.shared.is_writable(run.start, run.len) {
-                return false;
-            }
-            let ok = by_words!((run.len / 4) as usize, |n| {
-                // SAFETY: what is writable lies inside the bounds.
-                unsafe { self.shared.write_words(run.start, n, lanes, by) }
-            });
-            if !ok {
+            if !self.shared_run_writable(&run, reach.bytes, by) {
                 return false;
             }
         }
@@ -98,8 +98,11 @@ impl Context<'_> {
                 return false;
             }
             let lanes = Listed(&plan.lanes[span.first..span.first + span.words]);
-            // SAFETY: what is readable lies inside the bounds.
-            if !unsafe { self.shared.read_words(start, span.words, lanes, by) } {
+            let ok = by_words!(span.words, |n| {
+                // SAFETY: what is readable lies inside the bounds.
+                unsafe { self.shared.read_words(start, n, lanes, by) }
+            });
+            if !ok {
                 return false;
             }
         }
@@ -118,8 +121,11 @@ impl Context<'_> {
                 return false;
             }
             let lanes = Listed(&plan.lanes[span.first..span.first + span.words]);
-            // SAFETY: what is writable lies inside the bounds.
-            if !unsafe { self.shared.write_words(start, span.words, lanes, by) } {
+            let ok = by_words!(span.words, |n| {
+                // SAFETY: what is writable lies inside the bounds.
+                unsafe { self.shared.write_words(start, n, lanes, by) }
+            });
+            if !ok {
                 return false;
             }
         }
@@ -137,20 +143,25 @@ impl Context<'_> {
         write: bool,
     ) -> (u64, bool) {
         let Reach { a, m, bytes, .. } = *reach;
-        let mut known = false;
-        let mut waves = match reach.only_run() {
-            Some(run) if run.shared => 1,
-            Some(run) if run.lane == 0 => run.len.div_ceil(128),
-            _ => 0,
-        };
-        let mut slot = self.patterns[index].take();
-        if waves == 0 {
-            // Moving all addresses by whole words only turns the banks.
-            known = Pattern::recall(&mut slot, a, m, 3, || wavefronts(a, m, bytes));
-            waves = slot.as_ref().map_or(0, |p| p.count);
+        if by.strong {
+            return (wavefronts(a, m, bytes), false);
         }
+        if let Some(run) = reach.only_run()
+            && (run.shared || run.lane == 0)
+        {
+            let ok = if write {
+                self.shared_run_writable(&run, bytes, by)
+            } else {
+                self.shared_run_readable(&run, bytes, by)
+            };
+            return (if run.shared { 1 } else { run.len.div_ceil(128) }, ok);
+        }
+        let mut slot = self.patterns[index].take();
+        // Moving all addresses by whole words only turns the banks.
+        let known = Pattern::recall(&mut slot, a, m, 3, || wavefronts(a, m, bytes));
+        let waves = slot.as_ref().map_or(0, |p| p.count);
         let ok = match slot.as_mut() {
-            Some(pattern) if known && bytes >= 4 && !by.strong => {
+            Some(pattern) if known && bytes >= 4 => {
                 let plan = pattern.plan((bytes / 4) as u32, |lane, _| lane);
                 let origin = a[(m.trailing_zeros() & 31) as usize];
                 if write {
