@@ -87,7 +87,7 @@ fn defaults(model: &Model) -> SampleConfig {
     stored.unwrap_or_default()
 }
 
-fn image_shape(model: &Model) -> Result<[usize; 3]> {
+pub(super) fn image_shape(model: &Model) -> Result<[usize; 3]> {
     if let Some(shape) = model.network.sample_shape() {
         return Ok(shape);
     }
@@ -221,8 +221,9 @@ pub fn run(mut args: SampleArgs, global: &Global) -> Result<()> {
     }
     let names: Vec<_> = written.iter().map(|p| format!("`{}`", p.display())).collect();
     output::line(&format!(
-        "{count} images, {} evaluations of the network, {seconds:.1} s: {}",
+        "{count} images, {} evaluations of the network ({:.1} an image), {seconds:.1} s: {}",
         output::grouped(samples.evaluations),
+        samples.evaluations as f64 / count as f64,
         names.join(", ")
     ))
 }
@@ -322,15 +323,15 @@ pub fn draw(args: &SampleArgs, model: &Model, global: &Global) -> Result<Drawn> 
     let (arena, report) = model.weights(args.weights)?;
     say(format!("{report}"));
     say(format!(
-        "{} images by {}, {} evaluations each; memory {}",
+        "{} images by {}, {}; memory {}",
         count,
         prepared.sampler.name,
-        prepared.sampler.evaluations(),
+        prepared.sampler.cost(),
         human_bytes(need.total() as u64)
     ));
     engine.set_arena(Space::Parameters, &arena)?;
     drop(arena);
-    let stages = (prepared.sampler.stages.len() * count.div_ceil(batch)) as u64;
+    let stages = (prepared.sampler.progress_steps(batch) * count.div_ceil(batch)) as u64;
     let ready = prepared.load(&mut engine, WeightSet::Raw)?;
 
     let began = Instant::now();
@@ -344,6 +345,7 @@ pub fn draw(args: &SampleArgs, model: &Model, global: &Global) -> Result<Drawn> 
         classes: &classes,
         null_class,
         trajectory: args.trajectory,
+        ..Request::default()
     };
     let samples = ready.draw(&mut engine, &request, &mut |done, _| {
         bar.update(done as u64, "");

@@ -138,6 +138,8 @@ pub struct SamplerRk45 {
     pub spacing: f32,
     /// Last u.
     pub end: f32,
+    /// Largest step.
+    pub most: f32,
 }
 
 /// Operands of the control, by name.
@@ -160,6 +162,8 @@ pub struct Rk45Settings {
     pub spacing: f32,
     /// Last u.
     pub end: f32,
+    /// Largest step.
+    pub most: f32,
     /// Absolute tolerance.
     pub atol: f32,
     /// Relative tolerance.
@@ -190,11 +194,11 @@ impl Plan {
             return Err(Error::Usage(format!("{NAME} takes {SLOTS} slots")));
         }
         let [y, next, e] = [slot::STATE, slot::ARGUMENT, slot::ERROR].map(|j| operands.slots[j]);
-        let Rk45Settings { first, spacing, end, atol, rtol } = settings;
+        let Rk45Settings { first, spacing, end, most, atol, rtol } = settings;
         let stage = Some(operands.stage);
         let op = SamplerError { n, len, atol, rtol };
         self.push_forward(Op::SamplerError(op), &[stage, Some(y), Some(next), Some(e)], &[error]);
-        let op = SamplerRk45 { n, nodes, first, spacing, end };
+        let op = SamplerRk45 { n, nodes, first, spacing, end, most };
         let write = |tensor| Some(Write { tensor, mode: Mode::Write });
         self.push(
             Op::SamplerRk45(op),

@@ -216,6 +216,7 @@ fn decide(op: &SamplerRk45, error: f32, s: &mut [f32]) {
         s[state::REJECTED] += 1.0;
     }
     let mut step = (factor * f64::from(s[state::STEP])) as f32;
+    step = step.clamp(-op.most, op.most);
     let left = op.end - s[state::TIME];
     // A remainder that could not be a step of its own is taken along.
     let least = 4.0 * f32::EPSILON * s[state::TIME].abs().max(1.0);

@@ -66,6 +66,7 @@ pub fn ddpm(setup: &Setup) -> Result<Program> {
         limit: setup.limit(Kind::Ddpm),
         start_std: path.start_std,
         stages,
+        control: super::Control::None,
         notes,
     })
 }
@@ -87,6 +88,7 @@ pub fn euler(setup: &Setup) -> Result<Program> {
         limit: setup.limit(Kind::EulerA),
         start_std: path.start_std,
         stages,
+        control: super::Control::None,
         notes: path.notes,
     })
 }

@@ -82,6 +82,7 @@ pub fn program(setup: &Setup) -> Result<Program> {
         limit: setup.limit(Kind::Ddim),
         start_std: path.start_std,
         stages,
+        control: super::Control::None,
         notes,
     })
 }

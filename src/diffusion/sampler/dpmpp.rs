@@ -188,6 +188,7 @@ pub fn program(setup: &Setup, stochastic: bool) -> Result<Program> {
         limit,
         start_std: path.start_std,
         stages,
+        control: super::Control::None,
         notes: path.notes,
     })
 }

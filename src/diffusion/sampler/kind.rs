@@ -28,11 +28,17 @@ pub enum Kind {
     UniPc,
     /// Ancestral sampling in x / signal; diffusers' EulerAncestralDiscreteScheduler.
     EulerA,
+    /// Song et al. 2021: predictor and Langevin corrector.
+    Pc,
+    /// Song & Ermon 2019, 2020: annealed Langevin dynamics.
+    Ald,
+    /// The probability-flow ODE by Dormand and Prince's pair with error control.
+    OdeRk45,
 }
 
 impl Kind {
     /// All of them.
-    pub const ALL: [Kind; 11] = [
+    pub const ALL: [Kind; 14] = [
         Kind::Ddpm,
         Kind::Ddim,
         Kind::Reversal,
@@ -44,6 +50,9 @@ impl Kind {
         Kind::DpmppSde2m,
         Kind::UniPc,
         Kind::EulerA,
+        Kind::Pc,
+        Kind::Ald,
+        Kind::OdeRk45,
     ];
 
     /// The name on the command line.
@@ -60,6 +69,9 @@ impl Kind {
             Kind::DpmppSde2m => "dpmpp-sde-2m",
             Kind::UniPc => "unipc",
             Kind::EulerA => "euler-a",
+            Kind::Pc => "pc",
+            Kind::Ald => "ald",
+            Kind::OdeRk45 => "ode-rk45",
         }
     }
 
@@ -74,6 +86,7 @@ impl Kind {
             Kind::UniPc => Some("UniPCMultistepScheduler"),
             Kind::EulerA => Some("EulerAncestralDiscreteScheduler"),
             Kind::Reversal | Kind::EulerMaruyama | Kind::Edm => None,
+            Kind::Pc | Kind::Ald | Kind::OdeRk45 => None,
         }
     }
 

@@ -10,9 +10,11 @@
 //! - [`setup`]: a network and the process it is sampled under become the path of
 //!   states that a sampler leads through, spaced by [`grid`].
 //! - [`ancestral`], [`ddim`], [`reversal`], [`sde`], [`ode`], [`dpmpp`], [`unipc`]:
-//!   the builders.
+//!   the builders. [`pc`], [`ald`], [`rk45`]: those with Langevin steps, and the one
+//!   whose steps every image chooses for itself.
 //! - [`run`]: the plan of a step and the loop over stages and batches.
 
+pub mod ald;
 pub mod ancestral;
 pub mod ddim;
 pub mod dpmpp;
@@ -20,7 +22,9 @@ pub mod grid;
 pub mod kind;
 pub mod ode;
 pub mod options;
+pub mod pc;
 pub mod reversal;
+pub mod rk45;
 pub mod run;
 pub mod sde;
 pub mod setup;
@@ -93,6 +97,35 @@ pub struct Stage {
     pub learned: Option<Learned>,
     /// At most two outputs.
     pub outputs: [Option<Output>; 2],
+    /// Whether the coefficients of eps and noise follow each image's norms, as
+    /// [`ops::sampler_langevin`](crate::ops::sampler_langevin) says.
+    pub langevin: bool,
+    /// Known pixels put into slot 0 before the stage, which does not evaluate.
+    pub blend: Option<Blend>,
+}
+
+/// Noise on the known pixels that a stage puts in.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Blend {
+    /// Signal and noise of the state they are put into.
+    pub pair: Pair,
+    /// Draw of their noise.
+    pub draw: usize,
+}
+
+/// What is decided image by image on the device.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub enum Control {
+    /// Nothing: the table's rows are for all images.
+    #[default]
+    None,
+    /// Stages marked `langevin` follow norms.
+    Langevin {
+        /// The batch's mean norms in place of each image's own.
+        batch_norm: bool,
+    },
+    /// Time and step size of ODE-RK45.
+    Adaptive(rk45::Adaptive),
 }
 
 impl Default for Stage {
@@ -111,6 +144,8 @@ impl Default for Stage {
             draw: 0,
             learned: None,
             outputs: [None, None],
+            langevin: false,
+            blend: None,
         }
     }
 }
@@ -150,6 +185,8 @@ pub struct Program {
     pub start_std: f64,
     /// In order of execution, noisiest first.
     pub stages: Vec<Stage>,
+    /// What is decided image by image on the device.
+    pub control: Control,
     /// Where this departs from diffusers, for people.
     pub notes: Vec<String>,
 }
@@ -172,10 +209,14 @@ impl Program {
             Kind::DpmppSde2m => dpmpp::program(setup, true),
             Kind::UniPc => unipc::program(setup),
             Kind::EulerA => ancestral::euler(setup),
+            Kind::Pc => pc::program(setup),
+            Kind::Ald => ald::program(setup),
+            Kind::OdeRk45 => rk45::program(setup),
         }
     }
 
-    /// Evaluations of the network for one image, guidance not counted.
+    /// Evaluations of the network for one image, guidance not counted; of one step
+    /// where an image chooses its steps itself.
     pub fn evaluations(&self) -> usize {
         self.stages.iter().filter(|stage| stage.evaluates).count()
     }
@@ -183,6 +224,23 @@ impl Program {
     /// Whether the network has to predict the variance of the noise.
     pub fn learns_variance(&self) -> bool {
         self.stages.iter().any(|stage| stage.learned.is_some())
+    }
+
+    /// What an image costs, for people.
+    pub fn cost(&self) -> String {
+        match self.control {
+            Control::Adaptive(_) => "as many evaluations as its error control asks for".into(),
+            _ => format!("{} evaluations each", self.evaluations()),
+        }
+    }
+
+    /// Steps of progress that a batch is reported in: stages, or images that have
+    /// arrived.
+    pub fn progress_steps(&self, batch: usize) -> usize {
+        match self.control {
+            Control::Adaptive(_) => batch,
+            _ => self.stages.len(),
+        }
     }
 
     /// Number of updates of the state.
@@ -198,6 +256,11 @@ impl Program {
     /// Whether the network reads slot 0 as it stands, at every stage.
     pub fn input_is_state(&self) -> bool {
         self.stages.iter().all(|s| s.input_slot == 0 && s.input_scale == 1.0)
+    }
+
+    /// Whether a stage puts known pixels in.
+    pub fn blends(&self) -> bool {
+        self.stages.iter().any(|stage| stage.blend.is_some())
     }
 
     /// The table `[stages, 1, COLUMNS]` of [`ops::sampler_step`](crate::ops::sampler_step).

@@ -62,6 +62,7 @@ pub fn euler(setup: &Setup) -> Result<Program> {
         limit: setup.limit(Kind::OdeEuler),
         start_std: path.start_std,
         stages,
+        control: super::Control::None,
         notes: path.notes,
     })
 }
@@ -92,6 +93,7 @@ fn heun_program(setup: &Setup, kind: Kind, path: Path, stages: Vec<Stage>) -> Pr
         limit: setup.limit(kind),
         start_std: path.start_std,
         stages,
+        control: super::Control::None,
         notes: path.notes,
     }
 }

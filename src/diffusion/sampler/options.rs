@@ -2,6 +2,7 @@
 
 use super::Kind;
 use super::grid::Grid;
+use super::pc::Predictor;
 use crate::diffusion::scheduler::{FinalSigmas, VarianceType};
 use crate::error::{Error, Result};
 
@@ -41,6 +42,23 @@ pub struct Options {
     pub literal: bool,
     /// EDM: how much noise is put back.
     pub churn: Churn,
+    /// PC: what leads to the next noise level.
+    pub predictor: Predictor,
+    /// PC: signal-to-noise ratio of the corrector's step.
+    pub snr: Option<f64>,
+    /// PC, ALD: Langevin steps at a noise level.
+    pub n_steps: Option<usize>,
+    /// PC: the batch's mean norms, as the reference; an image then depends on its
+    /// batch.
+    pub batch_norm: bool,
+    /// ALD: step size over the noise's variance.
+    pub step: Option<f64>,
+    /// ODE-RK45: absolute tolerance.
+    pub atol: Option<f64>,
+    /// ODE-RK45: relative tolerance.
+    pub rtol: Option<f64>,
+    /// ODE-RK45: most steps of an image, rejected ones counted.
+    pub max_steps: Option<usize>,
 }
 
 /// Noise that EDM's sampler puts back before each step (Karras et al. 2022, Alg. 2).
@@ -106,6 +124,14 @@ const KEYS: &[(&str, &[Kind])] = {
         ("s_min", &[Edm]),
         ("s_max", &[Edm]),
         ("s_noise", &[Edm]),
+        ("predictor", &[Pc]),
+        ("snr", &[Pc]),
+        ("n_steps", &[Pc, Ald]),
+        ("batch_norm", &[Pc]),
+        ("step", &[Ald]),
+        ("atol", &[OdeRk45]),
+        ("rtol", &[OdeRk45]),
+        ("max_steps", &[OdeRk45]),
     ]
 };
 
@@ -184,6 +210,26 @@ impl Options {
             "s_min" => self.churn.from = not_negative()?,
             "s_max" => self.churn.to = not_negative()?,
             "s_noise" => self.churn.noise = positive()?,
+            "predictor" => {
+                self.predictor = Predictor::ALL[one_of(&Predictor::ALL.map(Predictor::name))?];
+            }
+            "snr" => self.snr = Some(number(|v| v > 0.0 && v < 1.0, "between 0 and 1")?),
+            "n_steps" => {
+                let least = if kind == Kind::Ald { 1 } else { 0 };
+                let steps = value.parse().ok().filter(|n| (least..=1000).contains(n));
+                let steps =
+                    steps.ok_or_else(|| wrong(format!("`{value}` is not {least} to 1000")))?;
+                self.n_steps = Some(steps);
+            }
+            "batch_norm" => self.batch_norm = flag()?,
+            "step" => self.step = Some(number(|v| v > 0.0 && v < 4.0, "above 0 and below 4")?),
+            "atol" => self.atol = Some(positive()?),
+            "rtol" => self.rtol = Some(not_negative()?),
+            "max_steps" => {
+                let steps = value.parse().ok().filter(|&steps: &usize| steps > 0);
+                let steps = steps.ok_or_else(|| wrong(format!("`{value}` is not 1 or more")))?;
+                self.max_steps = Some(steps);
+            }
             _ => unreachable!("every key of the list is set"),
         }
         Ok(())

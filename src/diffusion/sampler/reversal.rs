@@ -49,6 +49,7 @@ pub fn program(setup: &Setup) -> Result<Program> {
         limit: if literal { Limit::None } else { setup.limit(Kind::Reversal) },
         start_std: path.start_std,
         stages,
+        control: super::Control::None,
         notes,
     })
 }

@@ -5,10 +5,13 @@
 //! A step reads and writes it in place, so that between two stages nothing moves
 //! but the number of the stage (and given noise, where there is any).
 
-use super::Program;
+use super::{Control, Program};
 use crate::backend::{Engine, Loaded};
 use crate::diffusion::denoiser::Limit;
 use crate::error::{Error, Result};
+use crate::ops::sampler_blend::{BlendOperands, column as blend};
+use crate::ops::sampler_langevin::rule;
+use crate::ops::sampler_rk45::{self as rk45, Rk45Operands, curve, state as control};
 use crate::ops::sampler_step::{SamplerOperands, column};
 use crate::plan::{DType, Plan, Role, TensorId};
 use crate::random::{Purpose, check_images, fill_normal, image_keys};
@@ -59,6 +62,11 @@ pub struct NetworkInputs {
     pub class: Option<TensorId>,
 }
 
+/// Name of the known images that a blend puts in, `[n, ...]`.
+pub const KNOWN: &str = "sampler.known";
+/// Name of a blend's mask, `[n, ...]`.
+pub const MASK: &str = "sampler.mask";
+
 /// Tensors of the plan that the loop sets and reads.
 mod name {
     pub const LABEL: &str = "sampler.label";
@@ -68,9 +76,39 @@ mod name {
     pub const STAGE: &str = "sampler.stage";
     pub const KEYS: &str = "sampler.keys";
     pub const NOISE: &str = "sampler.noise";
+    pub const ROW: &str = "sampler.row";
+    pub const RULES: &str = "sampler.rules";
+    pub const CURVE: &str = "sampler.curve";
+    pub const ERROR: &str = "sampler.error";
+    pub const STATE: &str = "sampler.state";
+    pub const RUNNING: &str = "sampler.running";
+    pub const BLEND: &str = "sampler.blend";
     pub fn slot(j: usize) -> String {
         format!("sampler.slot.{j}")
     }
+}
+
+/// Tensors of a step's plan that a network or what guides it may read.
+#[derive(Clone, Copy, Debug)]
+pub struct StepTensors {
+    /// The state, slot 0.
+    pub state: TensorId,
+    /// Rows of all stages, `[stages, 1, COLUMNS]`.
+    pub table: TensorId,
+    /// Number of the stage.
+    pub stage: TensorId,
+    /// What the network reads.
+    pub inputs: NetworkInputs,
+}
+
+/// What the network, and what guides it, hand to the update.
+#[derive(Clone, Debug)]
+pub struct Predicted {
+    /// The network's output.
+    pub prediction: TensorId,
+    /// Tensors of the state's shape that are the program's last slots, written
+    /// anew in every evaluation.
+    pub guides: Vec<TensorId>,
 }
 
 /// The plan of one stage: the network, appended by `network`, and the update.
@@ -80,31 +118,90 @@ pub fn step_plan(
     settings: &Settings,
     network: impl FnOnce(&mut Plan, NetworkInputs) -> Result<TensorId>,
 ) -> Result<Plan> {
+    guided_plan(program, settings, |plan, tensors| {
+        Ok(Predicted { prediction: network(plan, tensors.inputs)?, guides: Vec::new() })
+    })
+}
+
+/// As [`step_plan`], with a guide that is computed beside the prediction.
+pub fn guided_plan(
+    program: &Program,
+    settings: &Settings,
+    network: impl FnOnce(&mut Plan, StepTensors) -> Result<Predicted>,
+) -> Result<Plan> {
+    if matches!(program.control, Control::Adaptive(_)) && settings.label == DType::U32 {
+        return Err(Error::Usage(format!(
+            "{} asks at any time, and this network's time is the row of a table; use ode-heun",
+            program.name
+        )));
+    }
     let (n, seen) = (settings.batch, settings.network_batch());
+    let stages = program.stages.len();
     let with_batch = |b: usize| [&[b], settings.shape.as_slice()].concat();
     let mut plan = Plan::new();
     // Everything but the noise is set once a batch and outlives many runs.
     let mut state =
         |name: &str, shape: &[usize], dtype| plan.activation(name, shape, dtype, Role::State);
-    let slots: Vec<TensorId> =
-        (0..program.slots).map(|j| state(&name::slot(j), &with_batch(n), DType::F32)).collect();
+    let slot = |j: usize| (name::slot(j), with_batch(n));
+    let mut slots: Vec<TensorId> = vec![state(&slot(0).0, &slot(0).1, DType::F32)];
     let label = state(name::LABEL, &[seen], settings.label);
     let class = settings.class.map(|dtype| state(name::CLASS, &[seen], dtype));
-    let table = [program.stages.len(), 1, column::COLUMNS];
-    let table = state(name::TABLE, &table, DType::F32);
+    let table = state(name::TABLE, &[stages, 1, column::COLUMNS], DType::F32);
     let keys = state(name::KEYS, &[n, 4], DType::U32);
     let input = (settings.is_guided() || !program.input_is_state())
         .then(|| state(name::INPUT, &with_batch(seen), DType::F32));
-    let stage = plan.input(name::STAGE, &[1], DType::U32);
+    let blends = program.blends().then(|| {
+        let table = state(name::BLEND, &[stages, blend::COLUMNS], DType::F32);
+        (table, state(KNOWN, &with_batch(n), DType::F32), state(MASK, &with_batch(n), DType::F32))
+    });
+    // The number outlives its run where the update runs alone after the network.
+    let stage = state(name::STAGE, &[1], DType::U32);
     let noise = settings.given_noise.then(|| plan.input(name::NOISE, &with_batch(n), DType::F32));
     let x = input.unwrap_or(slots[0]);
-    let prediction = network(&mut plan, NetworkInputs { x, label, class })?;
+    let inputs = NetworkInputs { x, label, class };
+    let tensors = StepTensors { state: slots[0], table, stage, inputs };
+    let Predicted { prediction, guides } = network(&mut plan, tensors)?;
+    let mut state =
+        |name: &str, shape: &[usize], dtype| plan.activation(name, shape, dtype, Role::State);
+    let own = program.slots - guides.len();
+    slots.extend((1..own).map(|j| state(&slot(j).0, &slot(j).1, DType::F32)));
+    slots.extend(&guides);
     let threshold = match program.limit {
         Limit::Threshold { ratio, max } => Some((ratio as f32, max as f32)),
         Limit::Clip { .. } | Limit::None => None,
     };
-    let operands =
+    let mut operands =
         SamplerOperands { prediction, table, stage, keys, noise, label, input, slots, threshold };
+    // Rows of each image take the table's place, of this stage and the next.
+    let row = match program.control {
+        Control::None => None,
+        _ => Some(state(name::ROW, &[1], DType::U32)),
+    };
+    let rows = match &program.control {
+        Control::None => None,
+        Control::Langevin { batch_norm } => {
+            let rules = state(name::RULES, &[stages], DType::F32);
+            Some(plan.sampler_langevin(&operands, rules, *batch_norm)?)
+        }
+        Control::Adaptive(adaptive) => {
+            let control = Rk45Operands {
+                curve: state(name::CURVE, &[adaptive.nodes(), curve::COLUMNS], DType::F32),
+                error: state(name::ERROR, &[n], DType::F32),
+                state: state(name::STATE, &[n, control::COLUMNS], DType::F32),
+                running: state(name::RUNNING, &[1], DType::F32),
+                rows: plan.transient("sampler.rows", &[2, n, column::COLUMNS]),
+            };
+            plan.sampler_rk45(&operands, control, adaptive.settings())?;
+            Some(control.rows)
+        }
+    };
+    if let Some((table, known, mask)) = blends {
+        let slot = operands.slots[0];
+        plan.sampler_blend(BlendOperands { table, stage, keys, known, mask, slot })?;
+    }
+    if let (Some(rows), Some(row)) = (rows, row) {
+        (operands.table, operands.stage) = (rows, row);
+    }
     plan.sampler_step(&operands)?;
     Ok(plan)
 }
@@ -129,6 +226,11 @@ pub struct Request<'a> {
     pub null_class: u32,
     /// Keep the state after every so many updates, and at the start and the end.
     pub trajectory: Option<usize>,
+    /// More tensors of the plan that hold something of every image: name and
+    /// values `[count, ...]`.
+    pub images: &'a [(&'a str, &'a [f32])],
+    /// More tensors of the plan that are the same for all.
+    pub constants: &'a [(&'a str, &'a [f32])],
 }
 
 /// The state of all images after some updates.
@@ -205,6 +307,20 @@ impl Sampling<'_> {
             let expected = format!("{} classes", request.count);
             return Err(wrong_size("class", expected, request.classes.len()));
         }
+        for (name, values) in request.images {
+            let tensor = self.loaded.program.plan.tensor(self.loaded.tensor(name)?);
+            let needed = tensor.len() / self.settings.batch * request.count;
+            if values.len() != needed {
+                let expected = format!("{} images, {needed} values", request.count);
+                return Err(wrong_size(name, expected, values.len()));
+            }
+        }
+        if request.trajectory.is_some() && matches!(self.program.control, Control::Adaptive(_)) {
+            return Err(Error::Usage(format!(
+                "--trajectory: with {} every image is at a time of its own; use ode-heun",
+                self.program.name
+            )));
+        }
         if request.trajectory == Some(0) {
             return Err(Error::Usage(
                 "--trajectory 0: a state is kept every 1 or more updates".into(),
@@ -226,11 +342,16 @@ impl Sampling<'_> {
         let (n, len, count) = (settings.batch, settings.len(), request.count);
         let copies = settings.network_batch() / n;
         let tensor = |name: &str| loaded.tensor(name);
+        // Those after them are a guide's, which the plan writes itself.
         let slots: Vec<TensorId> =
-            (0..program.slots).map(|j| tensor(&name::slot(j))).collect::<Result<_>>()?;
+            (0..program.slots).map_while(|j| loaded.program.plan.find(&name::slot(j))).collect();
         let (stage_id, label, keys_id) =
             (tensor(name::STAGE)?, tensor(name::LABEL)?, tensor(name::KEYS)?);
         let table = program.table(settings.guidance);
+        let mut evaluations = (program.evaluations() * copies * count) as u64;
+        if matches!(program.control, Control::Adaptive(_)) {
+            evaluations = 0;
+        }
 
         let batches = count.div_ceil(n);
         let stages = program.stages.len();
@@ -260,6 +381,17 @@ impl Sampling<'_> {
             frames.keep(0, false, &x);
 
             engine.set(loaded, tensor(name::TABLE)?, &table)?;
+            self.set_control(engine)?;
+            for &(name, values) in request.constants {
+                engine.set(loaded, tensor(name)?, values)?;
+            }
+            for &(name, values) in request.images {
+                let id = tensor(name)?;
+                let len = loaded.program.plan.tensor(id).len() / n;
+                let mut own = vec![0f32; n * len];
+                fill_batch(values, len, from, &mut own);
+                engine.set(loaded, id, &own)?;
+            }
             engine.set_u32(loaded, keys_id, &keys)?;
             engine.set(loaded, slots[0], &x)?;
             let first = &program.stages[0];
@@ -293,7 +425,16 @@ impl Sampling<'_> {
                 engine.set(loaded, slot, &x)?;
             }
 
+            if let Control::Adaptive(adaptive) = &program.control {
+                let mut report = |arrived| progress(batch * n + arrived, batches * n);
+                evaluations += copies as u64
+                    * self.run_adaptive(engine, adaptive, request, (from, here), &mut report)?;
+                engine.get(loaded, slots[0], &mut x)?;
+            }
             for (i, stage) in program.stages.iter().enumerate() {
+                if matches!(program.control, Control::Adaptive(_)) {
+                    break;
+                }
                 if let Some(noise) = request.noise
                     && stage.draws()
                 {
@@ -301,11 +442,7 @@ impl Sampling<'_> {
                     fill_batch(row, len, from, &mut x);
                     engine.set(loaded, tensor(name::NOISE)?, &x)?;
                 }
-                engine.set_u32(loaded, stage_id, &[i as u32])?;
-                match stage.evaluates {
-                    true => engine.run(loaded)?,
-                    false => engine.run_update(loaded)?,
-                }
+                self.run_stage(engine, stage_id, i)?;
                 let last = i + 1 == stages;
                 let ends_update = last || program.stages[i + 1].update != stage.update;
                 if ends_update && (last || frames.wants(stage.update + 1)) {
@@ -325,8 +462,97 @@ impl Sampling<'_> {
             }
             images[from * len..][..here * len].copy_from_slice(drawn);
         }
-        let evaluations = (program.evaluations() * copies * count) as u64;
         Ok(Samples { images, trajectory, evaluations })
+    }
+}
+
+impl Sampling<'_> {
+    fn run_stage(&self, engine: &mut Engine, stage_id: TensorId, stage: usize) -> Result<()> {
+        engine.set_u32(self.loaded, stage_id, &[stage as u32])?;
+        match self.program.stages[stage].evaluates {
+            true => engine.run(self.loaded),
+            false => engine.run_update(self.loaded),
+        }
+    }
+
+    /// Sets what the device decides with, at the start of a batch.
+    fn set_control(&self, engine: &mut Engine) -> Result<()> {
+        let Sampling { program, settings, loaded } = *self;
+        let tensor = |name: &str| loaded.tensor(name);
+        if program.control != Control::None {
+            engine.set_u32(loaded, tensor(name::ROW)?, &[0])?;
+        }
+        if program.blends() {
+            let mut table = vec![0f32; program.stages.len() * blend::COLUMNS];
+            for (stage, row) in program.stages.iter().zip(table.chunks_exact_mut(blend::COLUMNS)) {
+                let Some(known) = stage.blend else { continue };
+                row[blend::ACTIVE] = 1.0;
+                row[blend::SIGNAL] = known.pair.signal() as f32;
+                row[blend::STD] = known.pair.std as f32;
+                row[blend::DRAW] = known.draw as f32;
+            }
+            engine.set(loaded, tensor(name::BLEND)?, &table)?;
+        }
+        match &program.control {
+            Control::None => Ok(()),
+            Control::Langevin { .. } => {
+                let rule = |langevin| if langevin { rule::LANGEVIN } else { rule::NONE };
+                let rules: Vec<f32> = program.stages.iter().map(|s| rule(s.langevin)).collect();
+                engine.set(loaded, tensor(name::RULES)?, &rules)
+            }
+            Control::Adaptive(adaptive) => {
+                engine.set(loaded, tensor(name::CURVE)?, &adaptive.curve)?;
+                engine.set(loaded, tensor(name::ERROR)?, &vec![0.0; settings.batch])?;
+                engine.set(loaded, tensor(name::RUNNING)?, &[settings.batch as f32])?;
+                engine.set(loaded, tensor(name::STATE)?, &adaptive.start().repeat(settings.batch))
+            }
+        }
+    }
+
+    /// Steps until every image has arrived; one number is read back a step. Gives
+    /// the evaluations of the images `from .. from + here`.
+    fn run_adaptive(
+        &self,
+        engine: &mut Engine,
+        adaptive: &super::rk45::Adaptive,
+        request: &Request,
+        (from, here): (usize, usize),
+        progress: &mut dyn FnMut(usize) -> Result<()>,
+    ) -> Result<u64> {
+        let Sampling { program, settings, loaded } = *self;
+        let (stage_id, running) = (loaded.tensor(name::STAGE)?, loaded.tensor(name::RUNNING)?);
+        let mut left = [settings.batch as f32];
+        let mut steps = 0;
+        self.run_stage(engine, stage_id, 0)?;
+        while left[0] > 0.0 && steps < adaptive.most_steps {
+            for stage in rk45::STEP..=rk45::KEEP {
+                self.run_stage(engine, stage_id, stage)?;
+            }
+            engine.get(loaded, running, &mut left)?;
+            steps += 1;
+            progress(settings.batch - left[0] as usize)?;
+        }
+        self.run_stage(engine, stage_id, rk45::END)?;
+        let mut states = vec![0f32; settings.batch * control::COLUMNS];
+        engine.get(loaded, loaded.tensor(name::STATE)?, &mut states)?;
+        let own = || states.chunks_exact(control::COLUMNS).take(here);
+        if let Some(i) = own().position(|s| s[control::STATUS] != control::ARRIVED) {
+            let image = request.first + (from + i) as u64;
+            let state = own().nth(i).expect("found at that place");
+            let remedy = "raise sampler.atol and sampler.rtol";
+            return Err(Error::Usage(match state[control::STATUS] == control::RUNNING {
+                true => format!(
+                    "{}: image {image} is not there after {steps} steps; {remedy}, or sampler.max_steps",
+                    program.name
+                ),
+                false => format!(
+                    "{}: image {image} needs steps that single precision cannot tell from none; \
+                     {remedy}",
+                    program.name
+                ),
+            }));
+        }
+        Ok(own().map(|s| s[control::EVALUATIONS] as u64).sum())
     }
 }
 

@@ -35,6 +35,7 @@ pub fn program(setup: &Setup) -> Result<Program> {
         limit: setup.limit(Kind::EulerMaruyama),
         start_std: path.start_std,
         stages,
+        control: super::Control::None,
         notes: path.notes,
     })
 }

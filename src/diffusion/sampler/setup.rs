@@ -569,7 +569,7 @@ impl Setup {
     /// what is infinite there.
     fn needs_signal(&self, kind: Kind) -> bool {
         match kind {
-            Kind::EulerMaruyama | Kind::Edm | Kind::EulerA => true,
+            Kind::EulerMaruyama | Kind::Edm | Kind::EulerA | Kind::Ald => true,
             _ => self.denoiser.matched(self.process.pair(self.process.end())).is_err(),
         }
     }

@@ -196,6 +196,7 @@ pub fn program(setup: &Setup) -> Result<Program> {
         limit,
         start_std: path.start_std,
         stages,
+        control: super::Control::None,
         notes: path.notes,
     })
 }
