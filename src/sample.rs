@@ -1,7 +1,8 @@
 //! Drawing images from a network: sampler program, plan and loop put together.
 
 use crate::backend::{Engine, Loaded, Requirement, WeightSet};
-use crate::diffusion::sampler::run::{Request, Samples, Sampling, Settings, step_plan};
+use crate::diffusion::edit::dps::{self, Operator};
+use crate::diffusion::sampler::run::{self, Request, Samples, Sampling, Settings, step_plan};
 use crate::diffusion::sampler::{Kind, Program, Setup};
 use crate::error::{Error, Result};
 use crate::model::{Conditioning, Network, NetworkInputs};
@@ -54,6 +55,17 @@ fn dtype(form: Conditioning, what: &str) -> Result<Option<DType>> {
 impl Drawing<'_> {
     /// Builds and lowers; allocates nothing on the device.
     pub fn prepare(&self, engine: &Engine) -> Result<Prepared> {
+        self.prepare_program(engine, Program::new(self.kind, &self.setup)?, None)
+    }
+
+    /// The same for any program; with an operator, the plan of diffusion posterior
+    /// sampling.
+    pub fn prepare_program(
+        &self,
+        engine: &Engine,
+        sampler: Program,
+        operator: Option<&Operator>,
+    ) -> Result<Prepared> {
         let [h, w, c] = self.image;
         let (seen, predicted) = (self.network.in_channels(), self.network.out_channels());
         // Twice the channels: the second half is a variance.
@@ -64,7 +76,6 @@ impl Drawing<'_> {
                 2 * c
             )));
         }
-        let sampler = Program::new(self.kind, &self.setup)?;
         if sampler.learns_variance() && predicted != 2 * c {
             return Err(Error::config(
                 "scheduler.variance_type",
@@ -92,11 +103,15 @@ impl Drawing<'_> {
             guidance: self.guidance,
             given_noise: self.given_noise && sampler.noise_rows() > 0,
         };
-        let plan: Plan = step_plan(&sampler, &settings, |plan, inputs| {
+        let network = |plan: &mut Plan, inputs: run::NetworkInputs| {
             let inputs =
                 NetworkInputs { x: inputs.x, t: inputs.label, class: inputs.class, keys: None };
             self.network.build(plan, &inputs)
-        })?;
+        };
+        let plan = match operator {
+            None => step_plan(&sampler, &settings, network)?,
+            Some(operator) => dps::plan(&sampler, &settings, operator, network)?,
+        };
         let program = engine.lower(plan)?;
         Ok(Prepared { sampler, settings, program })
     }

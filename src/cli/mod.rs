@@ -1,5 +1,6 @@
 //! The command line: parse, validate, dispatch.
 
+mod edit;
 mod evaluate;
 mod info;
 mod model;
@@ -91,6 +92,15 @@ enum Command {
         langevin sample runs/moons --out field.png --plot field\n\n\
         MODEL is a run directory, a checkpoint directory, or a diffusers directory.")]
     Sample(sample::SampleArgs),
+    /// Complete, change, invert or recover images
+    #[command(after_help = "Examples:\n  \
+        langevin edit runs/digits --method repaint --image one.png --mask known.png --out filled.png --count 16\n  \
+        langevin edit runs/digits --method sdedit --image one.png --strength 0.4 --out variants/ --count 8\n  \
+        langevin edit runs/digits --method invert --image one.png --out again.png --tensors noise.safetensors\n  \
+        langevin edit runs/digits --method interpolate --image one.png --image two.png --out between.png\n  \
+        langevin edit runs/digits --method dps --image one.png --operator downsample:2 --noise-std 0.05 --out sharp.png\n\n\
+        The path is DDIM's: --steps, and --set sampler.KEY=VALUE as for `sample --sampler ddim`.")]
+    Edit(edit::EditArgs),
     /// Run the bare network on a tensor file
     #[command(
         after_help = "Reads x [n,c,h,w], t [n] and, where the network has classes, class [n];\n\
@@ -141,6 +151,7 @@ impl Cli {
         match self.command {
             Command::Train(args) => train::run(args, &self.global),
             Command::Sample(args) => sample::run(args, &self.global),
+            Command::Edit(args) => edit::run(args, &self.global),
             Command::Predict(args) => predict::run(args, &self.global),
             Command::Schedule(args) => schedule::run(args, &self.global),
             Command::Evaluate(args) => evaluate::run(args, &self.global),

@@ -11,6 +11,7 @@
 //! - [`process`]: the pair, the posterior between any two times.
 //! - [`schedule`]: beta schedules and DDPM's discrete table.
 //! - [`denoiser`]: what a network predicts, and limits on x_0.
+//! - [`edit`]: inpainting, SDEdit, inversion and linear inverse problems.
 //! - [`empirical`]: a data set in place of a network, and its nearest images.
 //! - [`loss`]: training targets and weights.
 //! - [`scheduler`]: diffusers' `scheduler_config.json`.
@@ -18,6 +19,7 @@
 //! - [`sampler`]: samplers as programs, and the loop that runs them.
 
 pub mod denoiser;
+pub mod edit;
 pub mod empirical;
 pub mod loss;
 pub mod process;

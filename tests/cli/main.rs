@@ -1,5 +1,6 @@
 //! The program as a user calls it.
 
+mod edit;
 mod errors;
 mod evaluate;
 mod points;

@@ -8,7 +8,7 @@ use langevin::checkpoint::tensors::{self, Tensor, Values};
 
 use crate::{errors_of, fail, langevin, succeed, text, tiny_train};
 
-fn trained(folder: &Path) -> PathBuf {
+pub fn trained(folder: &Path) -> PathBuf {
     let run = folder.join("run");
     let mut arguments = tiny_train(text(&run), &["--set", "scheduler.num_train_timesteps=20"]);
     arguments.extend(["--steps", "2"]);
@@ -16,7 +16,7 @@ fn trained(folder: &Path) -> PathBuf {
     run
 }
 
-fn floats(path: &Path, name: &str) -> (Vec<usize>, Vec<f32>) {
+pub fn floats(path: &Path, name: &str) -> (Vec<usize>, Vec<f32>) {
     let tensors = tensors::read(path).expect("tensors");
     let tensor = tensors.get(name).unwrap_or_else(|| panic!("no {name}"));
     match &tensor.values {
@@ -25,7 +25,7 @@ fn floats(path: &Path, name: &str) -> (Vec<usize>, Vec<f32>) {
     }
 }
 
-fn draw(run: &Path, file: &Path, more: &[&str]) -> (Vec<usize>, Vec<f32>) {
+pub fn draw(run: &Path, file: &Path, more: &[&str]) -> (Vec<usize>, Vec<f32>) {
     let grid = file.with_extension("png");
     let arguments =
         [&["sample", text(run), "--out", text(&grid), "--tensors", text(file)][..], more].concat();

@@ -1,6 +1,9 @@
 //! The mathematics of diffusion, against closed forms and against diffusers.
 
+mod control;
+mod edit;
 mod empirical;
+mod exact;
 mod gaussian;
 mod golden;
 mod probe;
