@@ -8,7 +8,6 @@ use langevin::backend::{Engine, WeightSet, human_bytes};
 use langevin::checkpoint::atomic;
 use langevin::checkpoint::tensors::{self, Tensor, nchw_to_nhwc, nhwc_to_nchw};
 use langevin::config::{MAX_BATCH, SampleConfig};
-use langevin::diffusion::denoiser::Precondition;
 use langevin::diffusion::sampler::run::{Request, Samples};
 use langevin::diffusion::sampler::{Kind, Options, Setup};
 use langevin::model::Conditioning;
@@ -235,19 +234,6 @@ pub fn draw(args: &SampleArgs, model: &Model, global: &Global) -> Result<Drawn> 
             eprintln!("{text}");
         }
     };
-    // Samplers are built on the scheduler's table and its three predictions.
-    let plain = model.denoiser.precondition == Precondition::None && !model.denoiser.correction;
-    if !plain
-        || model.denoiser.process.name() != "ddpm"
-        || !std::sync::Arc::ptr_eq(&model.denoiser.process, &model.sampled)
-        || model.denoiser.prediction != model.scheduler.prediction_type
-    {
-        return Err(Error::Usage(
-            "sampling reads the scheduler's table and prediction_type only: process.* and \
-             denoiser.* are not taken up by the samplers yet"
-                .into(),
-        ));
-    }
     let config = defaults(model);
     let count = args.count.unwrap_or(config.count);
     let batch = args.batch.unwrap_or(config.batch).min(count);
