@@ -17,22 +17,22 @@ printf '| sampler | steps | evaluations | Frechet | MMD^2 |\n|---|---|---|---|--
 
 # row NAME SAMPLER STEPS [FURTHER ARGUMENTS OF SAMPLE]
 row() {
-    name=$1 sampler=$2 steps=$3
+    name=$1 sampler=$2 n=$3
     shift 3
     file="$out/$name.safetensors"
-    said=$("$langevin" sample "$model" --sampler "$sampler" --steps "$steps" --count "$count" \
-        --out "$out/all.png" --tensors "$file" --json "$@") || {
+    said=$("$langevin" sample "$model" --sampler "$sampler" --steps "$n" --count "$count" \
+        --out "$out/all.png" --tensors "$file" --json "$@" 2>/dev/null) || {
         echo "$name: does not fit this model, left out" >&2
         return 0
     }
     all=$(printf '%s' "$said" | tr -d ' \n' | sed 's/.*"evaluations":\([0-9]*\).*/\1/')
-    "$langevin" sample "$model" --sampler "$sampler" --steps "$steps" --count 64 \
-        --out "$out/$name.png" --json "$@" >/dev/null
+    "$langevin" sample "$model" --sampler "$sampler" --steps "$n" --count 64 \
+        --out "$out/$name.png" --json "$@" >/dev/null 2>&1
     scores=$("$langevin" evaluate "$file" --data "$data")
     frechet=$(printf '%s\n' "$scores" | awk '$1 == "frechet" { print $2 }')
     mmd=$(printf '%s\n' "$scores" | awk '$1 == "mmd^2" { print $2, "+-", $4 }')
     printf '| %s | %s | %s | %s | %s |\n' \
-        "$name" "$steps" "$((all / count))" "$frechet" "$mmd" | tee -a "$table"
+        "$name" "$n" "$((all / count))" "$frechet" "$mmd" | tee -a "$table"
 }
 
 for steps in 10 20 50; do
