@@ -453,6 +453,100 @@ struct SamplerQuantile {
     float max;
 };
 
+/* sampler_control.cu */
+
+/** |eps| and |z| of every image at a Langevin stage, else 0. */
+struct SamplerNorms {
+    float *norms;       /* [n, 2] */
+    const float *rules; /* [stages] */
+    struct SamplerStep step;
+};
+
+/** Rows of every image for this stage and the next. */
+struct SamplerLangevin {
+    float *rows;        /* [2, n, 32] */
+    const float *table; /* [stages, 1, 32] */
+    const Word *stage;  /* [1] */
+    const float *rules; /* [stages] */
+    const float *norms; /* [n, 2] */
+    Word n;
+    Word stages;
+    Word batch_norm;
+};
+
+/** Error norm of an adaptive step, before the stage that accepts. */
+struct SamplerError {
+    float *error;      /* [n]; kept at other stages */
+    const Word *stage; /* [1] */
+    const float *y;    /* [n, len] */
+    const float *next; /* [n, len] */
+    const float *e;    /* [n, len] */
+    Len len;
+    Word accept; /* the stage */
+    float atol;
+    float rtol;
+};
+
+/** Control of every image's adaptive step, and its rows. */
+struct SamplerRk45 {
+    float *rows;        /* [2, n, 32] */
+    float *state;       /* [n, 8], in place */
+    float *running;     /* [1] */
+    const float *table; /* [10, 1, 32] */
+    const Word *stage;  /* [1] */
+    const float *curve; /* [nodes, 4] */
+    const float *error; /* [n] */
+    Word n;
+    Word nodes;
+    float first;
+    float spacing;
+    float end;
+};
+
+/** x = m (signal known + std z) + (1 - m) x at the stages that say so. */
+struct SamplerBlend {
+    float *x;           /* [n, len], in place */
+    const float *table; /* [stages, 4] */
+    const Word *stage;  /* [1] */
+    const Word *keys;   /* [n, 4] */
+    const float *known; /* [n, len] */
+    const float *mask;  /* [n, len] */
+    Len len;
+};
+
+/** x_0 not limited, from prediction and state; backward: their gradients. */
+struct SamplerEstimate {
+    float *out;        /* [n, spatial, channels]; backward: d_prediction or d_state */
+    const float *from; /* the state; backward: d_x_0 */
+    struct SamplerStep step;
+    Word add;
+};
+
+/** direction = m (z - y) / |m (z - y)|. */
+struct SamplerResidual {
+    float *direction;  /* [n, len] */
+    float *norms;      /* [n] */
+    const float *z;    /* [n, len] */
+    const float *y;    /* [n, len] */
+    const float *mask; /* [n, len]; may be null */
+    Len len;
+};
+
+/* axis_map.cu */
+
+/** y[o,j,i] = sum_k m[j,k] x[o,k,i], zeros of m left out. */
+struct AxisMap {
+    float *y;            /* [outer, to, inner] */
+    const float *x;      /* [outer, from, inner] */
+    const float *matrix; /* [to, from], or [from, to] when transposed */
+    Len outer;
+    Word from;
+    Word to;
+    Word inner;
+    Word transposed;
+    Word add;
+};
+
 /* check.cu */
 
 /** Sets *found to 1 where a value is NaN or infinite. */

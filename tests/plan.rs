@@ -341,7 +341,7 @@ fn random_graphs_have_the_gradients_of_f64_with_and_without_copies() {
             continue;
         };
         assert_eq!(plan.tensor(d_x).role, Role::Output);
-        let copying = Program { memory: plan_memory(&plan), plan: plan.clone(), prologue: vec![] };
+        let copying = Program::new(plan.clone(), vec![]);
         let uploads = [(x, x_values.clone()), (c, c_values.clone())];
         let lowered = |e: &Engine| e.lower(plan.clone()).expect("lowers");
         dropped +=

@@ -124,13 +124,17 @@ impl Engine {
     /// Refuses a requirement that the device cannot hold, with the numbers.
     pub fn check(&self, requirement: &Requirement, remedy: &str) -> Result<()> {
         let info = self.backend.info();
+        let needed = match info.is_host {
+            true => requirement.total(),
+            false => requirement.total() - requirement.staging,
+        };
         // 0: the device does not say.
-        if info.memory_bytes > 0 && requirement.total() as u64 > info.memory_bytes {
+        if info.memory_bytes > 0 && needed as u64 > info.memory_bytes {
             return Err(Error::Device {
                 device: info.name,
                 problem: format!(
                     "the run needs {} and the device has {} available; {remedy}",
-                    human_bytes(requirement.total() as u64),
+                    human_bytes(needed as u64),
                     human_bytes(info.memory_bytes)
                 ),
             });

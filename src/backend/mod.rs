@@ -10,6 +10,8 @@ mod engine;
 
 pub use engine::{Engine, Loaded, Requirement, WeightSet, human_bytes};
 
+use std::sync::atomic::{AtomicU64, Ordering};
+
 use crate::error::Result;
 use crate::plan::memory::{MemoryPlan, plan_memory};
 use crate::plan::{Node, Plan, Space, TensorId};
@@ -22,8 +24,11 @@ pub struct DeviceInfo {
     pub name: String,
     /// E.g. "AMD EPYC, 2 threads, AVX-512".
     pub description: String,
+    /// Available; 0 where the device does not say.
     pub memory_bytes: u64,
     pub threads: usize,
+    /// Whether its memory is the host's, which staging then shares.
+    pub is_host: bool,
 }
 
 /// Memory of a backend, by handle. Freed with [`Backend::free`] or with the backend.
@@ -66,6 +71,8 @@ impl Arenas {
 /// A lowered plan with its memory plan, ready to run.
 #[derive(Clone, Debug)]
 pub struct Program {
+    /// Tells this program from every other one of the process.
+    pub(crate) id: u64,
     /// The lowered plan.
     pub plan: Plan,
     /// Nodes that depend on weights alone (packing): run once whenever the
@@ -87,7 +94,9 @@ impl Program {
             let aliased = written().find(|t| node.inputs.contains(&Some(*t)));
             assert!(aliased.is_none(), "{} reads what it writes", node.op.name());
         }
-        Program { plan, prologue, memory }
+        static NEXT: AtomicU64 = AtomicU64::new(0);
+        let id = NEXT.fetch_add(1, Ordering::Relaxed);
+        Program { id, plan, prologue, memory }
     }
 
     /// The sampler's update at the end of this program, alone and in the same

@@ -47,7 +47,8 @@ mod with_kernels {
 
     /// A backend on it.
     pub fn backend() -> Option<Box<dyn Backend>> {
-        device().map(|device| Box::new(Cuda::on(device).expect("a backend")) as Box<dyn Backend>)
+        let backend = |device: Arc<Device>| Cuda::sharing(&device).expect("a backend");
+        device().map(|device| Box::new(backend(device)) as Box<dyn Backend>)
     }
 
     /// Sets the order of blocks and warps for what follows.

@@ -4,7 +4,7 @@ use langevin::ops::sampler_step::{SamplerOperands, column};
 use langevin::plan::{DType, Plan, Role, TensorId};
 use langevin::random::{Purpose, fill_normal, image_keys};
 
-use crate::common::{Machine, assert_close, assert_same_bits, rounding, values};
+use crate::common::{Machine, assert_close, assert_same_bits, on_every_backend, rounding, values};
 
 /// Sizes and choices of one step.
 #[derive(Clone, Copy)]
@@ -230,137 +230,159 @@ fn quantile(x: &[f64], ratio: f64) -> f64 {
 
 #[test]
 fn step_matches_f64_for_one_image_and_for_images_longer_than_a_chunk() {
-    for (n, spatial, channels) in [(1, 1, 1), (3, 7, 3), (2, 512, 1), (2, 171, 3), (1, 1031, 1)] {
-        Setup { n, spatial, channels, prediction_channels: channels, ..PLAIN }.check();
-    }
+    on_every_backend(|| {
+        for (n, spatial, channels) in [(1, 1, 1), (3, 7, 3), (2, 512, 1), (2, 171, 3), (1, 1031, 1)]
+        {
+            Setup { n, spatial, channels, prediction_channels: channels, ..PLAIN }.check();
+        }
+    });
 }
 
 #[test]
 fn step_reads_the_first_channels_of_a_wider_prediction() {
-    Setup { prediction_channels: 6, spatial: 200, ..PLAIN }.check();
+    on_every_backend(|| {
+        Setup { prediction_channels: 6, spatial: 200, ..PLAIN }.check();
+    });
 }
 
 #[test]
 fn step_guides_doubles_its_input_and_takes_a_row_for_each_image() {
-    for (guided, per_image) in [(true, false), (false, true), (true, true)] {
-        Setup { guided, per_image, with_input: true, spatial: 190, ..PLAIN }.check();
-    }
+    on_every_backend(|| {
+        for (guided, per_image) in [(true, false), (false, true), (true, true)] {
+            Setup { guided, per_image, with_input: true, spatial: 190, ..PLAIN }.check();
+        }
+    });
 }
 
 #[test]
 fn step_with_one_slot_and_with_seven() {
-    Setup { slots: 1, ..PLAIN }.check();
-    Setup { slots: 7, ..PLAIN }.check();
+    on_every_backend(|| {
+        Setup { slots: 1, ..PLAIN }.check();
+        Setup { slots: 7, ..PLAIN }.check();
+    });
 }
 
 #[test]
 fn step_draws_the_noise_of_the_image_and_the_draw() {
-    Setup { given_noise: false, spatial: 401, ..PLAIN }.check();
+    on_every_backend(|| {
+        Setup { given_noise: false, spatial: 401, ..PLAIN }.check();
+    });
 }
 
 #[test]
 fn step_does_not_read_what_has_coefficient_zero() {
-    let setup = Setup { slots: 3, ..PLAIN };
-    let mut data = setup.data();
-    for row in data.table.chunks_exact_mut(column::COLUMNS) {
-        row[column::INPUT_SLOT] = 0.0;
-        for k in 0..2 {
-            row[column::OUTPUT + k * column::COEFFICIENTS + 2] = 0.0;
-            row[column::OUTPUT + k * column::COEFFICIENTS + column::OF_NOISE] = 0.0;
+    on_every_backend(|| {
+        let setup = Setup { slots: 3, ..PLAIN };
+        let mut data = setup.data();
+        for row in data.table.chunks_exact_mut(column::COLUMNS) {
+            row[column::INPUT_SLOT] = 0.0;
+            for k in 0..2 {
+                row[column::OUTPUT + k * column::COEFFICIENTS + 2] = 0.0;
+                row[column::OUTPUT + k * column::COEFFICIENTS + column::OF_NOISE] = 0.0;
+            }
         }
-    }
-    data.slots[2].fill(f32::NAN);
-    data.noise.fill(f32::NAN);
-    let (slots, _, _) = setup.run(&data, 1);
-    assert!(slots[0].iter().chain(&slots[1]).all(|v| v.is_finite()));
-    assert_same_bits("the slot that is no target", &slots[2], &data.slots[2]);
+        data.slots[2].fill(f32::NAN);
+        data.noise.fill(f32::NAN);
+        let (slots, _, _) = setup.run(&data, 1);
+        assert!(slots[0].iter().chain(&slots[1]).all(|v| v.is_finite()));
+        assert_same_bits("the slot that is no target", &slots[2], &data.slots[2]);
+    });
 }
 
 #[test]
 fn step_does_not_read_a_prediction_that_no_output_takes() {
-    let setup = Setup { with_input: true, ..PLAIN };
-    let mut data = setup.data();
-    for row in data.table.chunks_exact_mut(column::COLUMNS) {
-        for k in 0..2 {
-            let from = column::OUTPUT + k * column::COEFFICIENTS;
-            row[from + column::OF_X0] = 0.0;
-            row[from + column::OF_EPS] = 0.0;
+    on_every_backend(|| {
+        let setup = Setup { with_input: true, ..PLAIN };
+        let mut data = setup.data();
+        for row in data.table.chunks_exact_mut(column::COLUMNS) {
+            for k in 0..2 {
+                let from = column::OUTPUT + k * column::COEFFICIENTS;
+                row[from + column::OF_X0] = 0.0;
+                row[from + column::OF_EPS] = 0.0;
+            }
         }
-    }
-    let expected = setup.run(&data, 1);
-    data.prediction.fill(f32::NAN);
-    let found = setup.run(&data, 1);
-    for (found, expected) in found.0.iter().zip(&expected.0) {
-        assert_same_bits("a slot", found, expected);
-    }
-    assert!(found.2.iter().all(|v| v.is_finite()));
+        let expected = setup.run(&data, 1);
+        data.prediction.fill(f32::NAN);
+        let found = setup.run(&data, 1);
+        for (found, expected) in found.0.iter().zip(&expected.0) {
+            assert_same_bits("a slot", found, expected);
+        }
+        assert!(found.2.iter().all(|v| v.is_finite()));
+    });
 }
 
 #[test]
 fn step_of_an_image_has_the_same_bits_alone() {
-    let setup = Setup { given_noise: false, spatial: 300, threshold: Some((0.9, 3.0)), ..PLAIN };
-    let data = setup.data();
-    let (together, _, _) = setup.run(&data, 2);
-    let one = Setup { n: 1, ..setup };
-    let cut = |v: &[f32]| v[..v.len() / setup.n].to_vec();
-    let alone = Data {
-        prediction: cut(&data.prediction),
-        table: data.table.clone(),
-        slots: data.slots.iter().map(|s| cut(s)).collect(),
-        noise: cut(&data.noise),
-    };
-    let (alone, _, _) = one.run(&alone, 1);
-    for (alone, together) in alone.iter().zip(&together) {
-        assert_same_bits("image 0", alone, &cut(together));
-    }
+    on_every_backend(|| {
+        let setup =
+            Setup { given_noise: false, spatial: 300, threshold: Some((0.9, 3.0)), ..PLAIN };
+        let data = setup.data();
+        let (together, _, _) = setup.run(&data, 2);
+        let one = Setup { n: 1, ..setup };
+        let cut = |v: &[f32]| v[..v.len() / setup.n].to_vec();
+        let alone = Data {
+            prediction: cut(&data.prediction),
+            table: data.table.clone(),
+            slots: data.slots.iter().map(|s| cut(s)).collect(),
+            noise: cut(&data.noise),
+        };
+        let (alone, _, _) = one.run(&alone, 1);
+        for (alone, together) in alone.iter().zip(&together) {
+            assert_same_bits("image 0", alone, &cut(together));
+        }
+    });
 }
 
 #[test]
 fn thresholds_match_the_sorted_quantile_for_every_rank_and_size() {
-    for spatial in [1, 2, 3, 50, 700] {
-        for ratio in [0.0, 0.25, 0.5, 0.9, 0.995, 1.0] {
-            let setup = Setup { threshold: Some((ratio, 30.0)), spatial, ..PLAIN };
-            let mut data = setup.data();
-            // Quantiles on both sides of 1, and of the largest threshold.
-            for (i, v) in data.prediction.iter_mut().enumerate() {
-                *v *= [0.5, 20.0, 300.0][i * setup.n / (setup.n * setup.len())];
-            }
-            let (slots, _, _) = setup.run(&data, 2);
-            for (j, (found, expected)) in slots.iter().zip(setup.reference(&data)).enumerate() {
-                let scale = 300.0;
-                assert_close(
-                    &format!("slot {j} at {ratio}"),
-                    found,
-                    &expected,
-                    rounding(14),
-                    scale,
-                );
+    on_every_backend(|| {
+        for spatial in [1, 2, 3, 50, 700] {
+            for ratio in [0.0, 0.25, 0.5, 0.9, 0.995, 1.0] {
+                let setup = Setup { threshold: Some((ratio, 30.0)), spatial, ..PLAIN };
+                let mut data = setup.data();
+                // Quantiles on both sides of 1, and of the largest threshold.
+                for (i, v) in data.prediction.iter_mut().enumerate() {
+                    *v *= [0.5, 20.0, 300.0][i * setup.n / (setup.n * setup.len())];
+                }
+                let (slots, _, _) = setup.run(&data, 2);
+                for (j, (found, expected)) in slots.iter().zip(setup.reference(&data)).enumerate() {
+                    let scale = 300.0;
+                    assert_close(
+                        &format!("slot {j} at {ratio}"),
+                        found,
+                        &expected,
+                        rounding(14),
+                        scale,
+                    );
+                }
             }
         }
-    }
+    });
 }
 
 #[test]
 fn thresholds_of_repeated_values_are_those_values() {
-    let setup = Setup {
-        n: 1,
-        spatial: 9,
-        channels: 1,
-        prediction_channels: 1,
-        threshold: Some((0.6, 30.0)),
-        ..PLAIN
-    };
-    let mut data = setup.data();
-    for row in data.table.chunks_exact_mut(column::COLUMNS) {
-        row[column::X0_STATE] = 0.0;
-        row[column::X0_PREDICTION] = 1.0;
-        row[column::OUTPUT..].fill(0.0);
-        row[column::OUTPUT + column::OF_X0] = 1.0;
-    }
-    data.prediction = vec![2.0, -2.0, 2.0, 8.0, -2.0, 2.0, 1.0, 8.0, -8.0];
-    let (slots, _, _) = setup.run(&data, 1);
-    // Rank 0.6 * 8 = 4.8 lies between two of the 2s.
-    assert_eq!(slots[0], [1.0, -1.0, 1.0, 1.0, -1.0, 1.0, 0.5, 1.0, -1.0]);
+    on_every_backend(|| {
+        let setup = Setup {
+            n: 1,
+            spatial: 9,
+            channels: 1,
+            prediction_channels: 1,
+            threshold: Some((0.6, 30.0)),
+            ..PLAIN
+        };
+        let mut data = setup.data();
+        for row in data.table.chunks_exact_mut(column::COLUMNS) {
+            row[column::X0_STATE] = 0.0;
+            row[column::X0_PREDICTION] = 1.0;
+            row[column::OUTPUT..].fill(0.0);
+            row[column::OUTPUT + column::OF_X0] = 1.0;
+        }
+        data.prediction = vec![2.0, -2.0, 2.0, 8.0, -2.0, 2.0, 1.0, 8.0, -8.0];
+        let (slots, _, _) = setup.run(&data, 1);
+        // Rank 0.6 * 8 = 4.8 lies between two of the 2s.
+        assert_eq!(slots[0], [1.0, -1.0, 1.0, 1.0, -1.0, 1.0, 0.5, 1.0, -1.0]);
+    });
 }
 
 #[test]

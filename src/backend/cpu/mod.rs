@@ -309,6 +309,7 @@ impl Backend for Cpu {
             description: machine::description(self.pool.threads()),
             memory_bytes: machine::available_bytes(),
             threads: self.pool.threads(),
+            is_host: true,
         }
     }
 

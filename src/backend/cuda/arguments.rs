@@ -6,7 +6,7 @@ use super::device::Device;
 use super::entries::Entry;
 use crate::backend::Program;
 use crate::error::Result;
-use crate::plan::{DType, Mode, Node, TensorId};
+use crate::plan::{DType, Mode, Node, Space, TensorId};
 
 /// Number of arenas.
 pub(super) const SPACES: usize = 7;
@@ -21,6 +21,8 @@ pub struct Call<'a> {
     node: &'a Node,
     /// Address and size of each arena, by `Space as usize`.
     arenas: [(u64, usize); SPACES],
+    /// Tensors that lie outside the arenas.
+    bound: &'a [(TensorId, u64)],
     /// Where kernels report an index outside its table.
     bad_index: *mut u32,
 }
@@ -33,7 +35,25 @@ impl<'a> Call<'a> {
         arenas: [(u64, usize); SPACES],
         bad_index: *mut u32,
     ) -> Self {
-        Call { device, program, node, arenas, bad_index }
+        Call { device, program, node, arenas, bound: &[], bad_index }
+    }
+
+    /// A call with an arena of activations (address, bytes) and tensors elsewhere.
+    pub(crate) fn bound(
+        device: &'a Device,
+        program: &'a Program,
+        node: &'a Node,
+        activations: (u64, usize),
+        bound: &'a [(TensorId, u64)],
+        bad_index: *mut u32,
+    ) -> Self {
+        let mut arenas = [(0, 0); SPACES];
+        arenas[Space::Activations as usize] = activations;
+        Call { device, program, node, arenas, bound, bad_index }
+    }
+
+    pub(crate) fn node(&self) -> &Node {
+        self.node
     }
 
     /// The device, for its limits.
@@ -44,6 +64,9 @@ impl<'a> Call<'a> {
     pub(super) fn address(&self, id: TensorId, dtype: DType) -> (u64, usize) {
         let tensor = self.program.plan.tensor(id);
         assert_eq!(tensor.dtype, dtype, "`{}`", tensor.name);
+        if let Some((_, address)) = self.bound.iter().find(|(bound, _)| *bound == id) {
+            return (*address, tensor.len());
+        }
         let (space, offset) = self.program.place(id);
         let (base, bytes) = self.arenas[space as usize];
         assert!(offset + tensor.bytes() <= bytes, "`{}` lies outside its arena", tensor.name);

@@ -20,9 +20,14 @@ const MOST_BLOCKS: [usize; 3] = [(1 << 31) - 1, 65_535, 65_535];
 
 /// A device with a stream; kernels are loaded when they are first used.
 pub struct Device {
-    ordinal: usize,
     context: Arc<CudaContext>,
     stream: Arc<CudaStream>,
+    shared: Arc<Shared>,
+}
+
+/// What all streams of a device share.
+struct Shared {
+    ordinal: usize,
     name: String,
     capability: (i32, i32),
     driver_version: i32,
@@ -88,37 +93,45 @@ impl Device {
             ));
         }
         let stream = context.new_stream().map_err(failed("cannot make a stream"))?;
-        Ok(Arc::new(Device {
+        let shared = Shared {
             ordinal,
-            context,
-            stream,
             name,
             capability,
             driver_version,
             modules: [const { OnceLock::new() }; IMAGES.len()],
             functions: Mutex::default(),
             sync_each: std::env::var(SYNC_VARIABLE).is_ok_and(|v| v == "1"),
-        }))
+        };
+        Ok(Arc::new(Device { context, stream, shared: Arc::new(shared) }))
+    }
+
+    /// The same device and loaded kernels with a stream of its own: work on it is
+    /// not ordered with this one's.
+    pub fn with_own_stream(&self) -> Result<Arc<Self>> {
+        self.bind()?;
+        let stream = self.context.new_stream().map_err(self.failed("cannot make a stream"))?;
+        let (context, shared) = (self.context.clone(), self.shared.clone());
+        Ok(Arc::new(Device { context, stream, shared }))
     }
 
     /// Its number.
     pub fn ordinal(&self) -> usize {
-        self.ordinal
+        self.shared.ordinal
     }
 
     /// E.g. "NVIDIA A100-SXM4-40GB".
     pub fn name(&self) -> &str {
-        &self.name
+        &self.shared.name
     }
 
     /// E.g. `(8, 0)`.
     pub fn capability(&self) -> (i32, i32) {
-        self.capability
+        self.shared.capability
     }
 
     /// E.g. "13.0".
     pub fn driver_version(&self) -> String {
-        version(self.driver_version)
+        version(self.shared.driver_version)
     }
 
     /// Bytes of device memory: free, total.
@@ -133,12 +146,12 @@ impl Device {
 
     /// Whether every op is waited for.
     pub fn syncs_each_op(&self) -> bool {
-        self.sync_each
+        self.shared.sync_each
     }
 
     /// Turns a driver's error into the library's.
     pub fn failed(&self, what: &'static str) -> impl Fn(DriverError) -> Error {
-        let ordinal = self.ordinal;
+        let ordinal = self.shared.ordinal;
         move |e| device_error(ordinal, say(what, e))
     }
 
@@ -147,15 +160,15 @@ impl Device {
         let memory = Memory::new(&self.context, bytes).map_err(|e| {
             let free = self.memory().map_or_else(|_| "?".into(), |(free, _)| free.to_string());
             let text = format!("no memory for {what}: {bytes} bytes, {free} free");
-            device_error(self.ordinal, say(&text, e))
+            device_error(self.shared.ordinal, say(&text, e))
         })?;
-        // SAFETY: the allocation has that many bytes.
-        let zeroed =
-            unsafe { result::memset_d8_async(memory.address(), 0, bytes, self.stream.cu_stream()) };
-        match bytes {
-            0 => Ok(memory),
-            _ => zeroed.map(|()| memory).map_err(self.failed("cannot clear memory")),
+        if bytes == 0 {
+            return Ok(memory);
         }
+        // SAFETY: the allocation has that many bytes.
+        unsafe { result::memset_d8_async(memory.address(), 0, bytes, self.stream.cu_stream()) }
+            .map_err(self.failed("cannot clear memory"))?;
+        Ok(memory)
     }
 
     /// Copies bytes to the device, ordered before later launches.
@@ -188,12 +201,12 @@ impl Device {
     /// Waits until everything has finished; reports what failed in between.
     pub fn synchronize(&self) -> Result<()> {
         self.stream.synchronize().map_err(|e| {
-            let hint = if self.sync_each {
+            let hint = if self.shared.sync_each {
                 String::new()
             } else {
                 format!("; {SYNC_VARIABLE}=1 names the operation")
             };
-            device_error(self.ordinal, say("work on the device failed", e) + &hint)
+            device_error(self.shared.ordinal, say("work on the device failed", e) + &hint)
         })
     }
 
@@ -248,14 +261,14 @@ impl Device {
             )
         };
         launched.map_err(|e| failed(say("the launch failed", e)))?;
-        if self.sync_each {
+        if self.shared.sync_each {
             self.stream.synchronize().map_err(|e| failed(say("the kernel failed", e)))?;
         }
         Ok(())
     }
 
     fn function<P>(&self, entry: &Entry<P>) -> Result<CudaFunction> {
-        let mut functions = self.functions.lock().unwrap_or_else(|e| e.into_inner());
+        let mut functions = self.shared.functions.lock().unwrap_or_else(|e| e.into_inner());
         if let Some(function) = functions.get(entry.name) {
             return Ok(function.clone());
         }
@@ -268,7 +281,7 @@ impl Device {
     }
 
     fn module(&self, image: usize) -> Result<&Arc<CudaModule>> {
-        let slot = &self.modules[image];
+        let slot = &self.shared.modules[image];
         if slot.get().is_none() {
             let module = self.load(&IMAGES[image])?;
             // Another thread's module does as well.
@@ -280,7 +293,7 @@ impl Device {
     /// The machine code for this card, or the PTX where there is none or the driver
     /// refuses it.
     fn load(&self, image: &Image) -> Result<Arc<CudaModule>> {
-        let (major, minor) = self.capability;
+        let (major, minor) = self.shared.capability;
         // Code runs on the minor versions from its own on.
         let fits = |arch: u32| arch as i32 / 10 == major && arch as i32 % 10 <= minor;
         let best =
@@ -294,14 +307,14 @@ impl Device {
         }
         self.context.load_module(Ptx::from_src(image.ptx)).map_err(|e| {
             let what = format!("cannot load the kernels of `{}`", image.name);
-            device_error(self.ordinal, say(&what, e))
+            device_error(self.shared.ordinal, say(&what, e))
         })
     }
 }
 
 impl std::fmt::Debug for Device {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        write!(f, "Device({}, {})", self.ordinal, self.name)
+        write!(f, "Device({}, {})", self.shared.ordinal, self.shared.name)
     }
 }
 

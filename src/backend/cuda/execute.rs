@@ -3,8 +3,8 @@
 
 use super::arguments::Call;
 use super::{
-    attention, broadcast, concat, conv2d, dropout, embedding, loss, matmul, noising, norm,
-    optimizer, pointwise, resample, sampler_step,
+    attention, axis_map, broadcast, concat, conv2d, dropout, embedding, loss, matmul, noising,
+    norm, optimizer, pointwise, resample, sampler_control, sampler_step,
 };
 use crate::error::{Error, Result};
 use crate::ops::Op;
@@ -53,19 +53,19 @@ pub(super) fn execute(op: &Op, call: Option<&Call>) -> Result<()> {
         Op::AttentionBackward(op) => with(call, op, attention::attention_backward),
         Op::GlobalNorm(op) => with(call, op, optimizer::global_norm),
         Op::AdamW(op) => with(call, op, optimizer::adamw),
+        Op::SamplerNorms(op) => with(call, op, sampler_control::norms),
+        Op::SamplerLangevin(op) => with(call, op, sampler_control::langevin),
+        Op::SamplerError(op) => with(call, op, sampler_control::error),
+        Op::SamplerRk45(op) => with(call, op, sampler_control::rk45),
+        Op::SamplerBlend(op) => with(call, op, sampler_control::blend),
+        Op::SamplerEstimate(op) => with(call, op, sampler_control::estimate),
+        Op::SamplerEstimateBackward(op) => with(call, op, sampler_control::estimate_backward),
+        Op::SamplerResidual(op) => with(call, op, sampler_control::residual),
+        Op::AxisMap(op) => with(call, op, axis_map::axis_map),
         Op::Pooling(_)
         | Op::PoolingBackward(_)
         | Op::Empirical(_)
         | Op::EmpiricalBackward(_)
-        | Op::SamplerNorms(_)
-        | Op::SamplerLangevin(_)
-        | Op::SamplerError(_)
-        | Op::SamplerRk45(_)
-        | Op::SamplerBlend(_)
-        | Op::SamplerEstimate(_)
-        | Op::SamplerEstimateBackward(_)
-        | Op::SamplerResidual(_)
-        | Op::AxisMap(_)
         | Op::PackWeight(_) => Err(missing(op)),
     }
 }

@@ -8,7 +8,7 @@ use crate::ops::Op;
 use crate::plan::{DType, Node, Plan, Role};
 
 /// Lowers a plan for CUDA; refuses it where an op has no kernel.
-pub(super) fn lower(mut plan: Plan) -> Result<Program> {
+pub(crate) fn lower(mut plan: Plan) -> Result<Program> {
     plan.nodes.iter().try_for_each(|node| execute(&node.op, None))?;
     plan.drop_copies();
     plan.fuse_epilogues();

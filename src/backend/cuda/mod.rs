@@ -21,13 +21,15 @@ mod arguments;
 #[cfg(langevin_cuda)]
 mod attention;
 #[cfg(langevin_cuda)]
+mod axis_map;
+#[cfg(langevin_cuda)]
+mod backend;
+#[cfg(langevin_cuda)]
 mod broadcast;
 #[cfg(langevin_cuda)]
 mod concat;
 #[cfg(langevin_cuda)]
 pub mod conv2d;
-#[cfg(langevin_cuda)]
-mod cuda;
 #[cfg(langevin_cuda)]
 pub mod device;
 #[cfg(langevin_cuda)]
@@ -38,6 +40,8 @@ mod embedding;
 pub mod entries;
 #[cfg(langevin_cuda)]
 mod execute;
+#[cfg(langevin_cuda)]
+mod graph;
 #[cfg(langevin_cuda)]
 mod loss;
 #[cfg(langevin_cuda)]
@@ -57,16 +61,20 @@ mod pointwise;
 #[cfg(langevin_cuda)]
 mod resample;
 #[cfg(langevin_cuda)]
+mod sampler_control;
+#[cfg(langevin_cuda)]
 mod sampler_step;
 
 #[cfg(langevin_cuda)]
 pub use arguments::Call;
 #[cfg(langevin_cuda)]
-pub use cuda::Cuda;
+pub use backend::Cuda;
 #[cfg(langevin_cuda)]
 pub use device::Device;
 #[cfg(langevin_cuda)]
 pub use entries::params;
+#[cfg(langevin_cuda)]
+pub(crate) use lower::lower;
 #[cfg(langevin_cuda)]
 pub use memory::Memory;
 
@@ -95,6 +103,12 @@ pub fn open(ordinal: usize) -> Result<Box<dyn Backend>> {
             ),
         })
     }
+}
+
+/// Launches the kernels of a call's node.
+#[cfg(langevin_cuda)]
+pub(crate) fn launch_node(call: &Call) -> Result<()> {
+    execute::execute(&call.node().op, Some(call))
 }
 
 /// What is wrong with a device, in the library's error.

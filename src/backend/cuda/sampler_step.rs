@@ -6,7 +6,7 @@ use crate::error::Result;
 use crate::ops::sampler_step::{SamplerQuantile, SamplerStep};
 
 /// What step and quantile are both told: sizes, prediction, table, stage.
-fn sizes(op: &SamplerStep, call: &Call) -> params::SamplerStep {
+pub(super) fn sizes(op: &SamplerStep, call: &Call) -> params::SamplerStep {
     params::SamplerStep {
         prediction: call.input(0),
         table: call.input(1),

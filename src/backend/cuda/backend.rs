@@ -6,6 +6,7 @@ use std::sync::Arc;
 use super::arguments::{Call, SPACES, groups};
 use super::device::Device;
 use super::entries::{CHECK_F32, params};
+use super::graph::{Graphs, Key, Next};
 use super::memory::Memory;
 use super::{execute, lower};
 use crate::backend::{Arenas, Backend, Buffer, DeviceInfo, Program};
@@ -21,6 +22,7 @@ pub struct Cuda {
     flags: Memory,
     /// Rows of the table of the last lookup since the flag was read.
     looked_up: Cell<Option<usize>>,
+    graphs: Graphs,
 }
 
 /// Words of [`Cuda::flags`].
@@ -50,10 +52,21 @@ impl Cuda {
         Cuda::on(Device::open(ordinal)?)
     }
 
-    /// The backend on an open device, whose loaded kernels it shares.
-    pub fn on(device: Arc<Device>) -> Result<Self> {
+    /// The backend on an open device, whose loaded kernels it shares, with a stream of
+    /// its own.
+    pub fn sharing(device: &Device) -> Result<Self> {
+        Cuda::on(device.with_own_stream()?)
+    }
+
+    fn on(device: Arc<Device>) -> Result<Self> {
         let flags = device.allocate(4 * flag::COUNT, "flags")?;
-        Ok(Cuda { device, buffers: Vec::new(), flags, looked_up: Cell::new(None) })
+        Ok(Cuda {
+            device,
+            buffers: Vec::new(),
+            flags,
+            looked_up: Cell::new(None),
+            graphs: Graphs::default(),
+        })
     }
 
     /// The device.
@@ -90,9 +103,6 @@ impl Cuda {
         node: &'a Node,
         arenas: [(u64, usize); SPACES],
     ) -> Call<'a> {
-        if let Op::Lookup(op) | Op::LookupBackward(op) = &node.op {
-            self.looked_up.set(Some(op.rows));
-        }
         let bad_index = self.flags.address() as *mut u32;
         Call::new(&self.device, program, node, arenas, bad_index.wrapping_add(flag::BAD_INDEX))
     }
@@ -140,6 +150,7 @@ impl Backend for Cuda {
             ),
             memory_bytes: self.device.memory().map_or(0, |(free, _)| free as u64),
             threads: 1,
+            is_host: false,
         }
     }
 
@@ -153,7 +164,9 @@ impl Backend for Cuda {
     }
 
     fn free(&mut self, buffer: Buffer) {
-        self.buffers[buffer.id] = None;
+        if let Some(memory) = self.buffers[buffer.id].take() {
+            self.graphs.forget(memory.address());
+        }
     }
 
     fn upload(&mut self, buffer: &Buffer, offset: usize, bytes: &[u8]) -> Result<()> {
@@ -170,7 +183,29 @@ impl Backend for Cuda {
     }
 
     fn run(&mut self, program: &Program, arenas: &Arenas) -> Result<()> {
-        self.execute(program, &program.plan.nodes, arenas)
+        let mut lookups = program.plan.nodes.iter().filter_map(|node| match &node.op {
+            Op::Lookup(op) | Op::LookupBackward(op) => Some(op.rows),
+            _ => None,
+        });
+        if let Some(rows) = lookups.next_back() {
+            self.looked_up.set(Some(rows));
+        }
+        // The first run loads kernels, and may be the only one.
+        let key = Key { program: program.id, arenas: self.arenas(arenas).map(|(a, _)| a) };
+        let next = match self.device.syncs_each_op() {
+            true => Next::Eager,
+            false => self.graphs.next(key),
+        };
+        match next {
+            Next::Eager => self.execute(program, &program.plan.nodes, arenas),
+            Next::Capture => {
+                self.device.bind()?;
+                let graph =
+                    self.device.capture(|| self.execute(program, &program.plan.nodes, arenas))?;
+                self.device.replay(self.graphs.keep(key, graph))
+            }
+            Next::Replay(graph) => self.device.replay(graph),
+        }
     }
 
     fn run_checked(&mut self, program: &Program, arenas: &Arenas) -> Result<Option<TensorId>> {
