@@ -10,7 +10,8 @@
 //! - [`model`]: networks: a configuration becomes a plan and its weights.
 //! - [`plan`]: tensors with static shapes, an ordered list of [`ops`], derived
 //!   backward, lifetimes turned into offsets.
-//! - [`backend`]: the narrow trait that executes a plan; [`backend::cpu`].
+//! - [`backend`]: the narrow trait that executes a plan; [`backend::cpu`],
+//!   [`backend::cuda`]; `kernels`: single CUDA kernels on device tensors.
 //! - [`diffusion`]: processes, denoisers, losses and samplers on one pair of
 //!   functions of time.
 //! - [`random`]: counter-based random numbers, the same bits on every backend.
@@ -27,6 +28,8 @@ pub mod data;
 pub mod diffusion;
 pub mod error;
 pub mod evaluate;
+#[cfg(langevin_cuda)]
+pub mod kernels;
 pub mod model;
 pub mod ops;
 pub mod picture;
