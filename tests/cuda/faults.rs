@@ -1,0 +1,72 @@
+//! Errors of the driver, injected at each function that the backend calls: a clear
+//! message with the driver's own name for it, exit code 1, no panic.
+
+use crate::{driver, errors_of, langevin, text, train};
+
+/// Functions, the call that fails, and the error (719: launch failed, 2: out of
+/// memory, 999: unknown).
+const FAULTS: [&str; 20] = [
+    "cuInit:1:999",
+    "cuDeviceGetCount:1:100",
+    "cuDeviceGet:1:101",
+    "cuDevicePrimaryCtxRetain:1:2",
+    "cuDeviceGetAttribute:1:999",
+    "cuCtxSetCurrent:1:201",
+    "cuDeviceGetName:1:999",
+    "cuStreamCreate:1:999",
+    "cuMemAlloc_v2:3:2",
+    "cuMemsetD8Async:2:719",
+    "cuMemcpyHtoDAsync_v2:3:719",
+    "cuMemcpyDtoHAsync_v2:1:719",
+    "cuStreamSynchronize:2:719",
+    "cuModuleLoadData:2:218",
+    "cuModuleGetFunction:3:500",
+    "cuLaunchKernel:7:719",
+    "cuStreamBeginCapture_v2:1:900",
+    "cuStreamEndCapture:1:901",
+    "cuGraphInstantiateWithFlags:1:2",
+    "cuGraphLaunch:1:719",
+];
+
+/// Functions that free, whose errors come too late to matter, and the free memory that
+/// is only shown: their errors end nothing.
+const HARMLESS: [&str; 6] = [
+    "cuMemGetInfo_v2:1:999",
+    "cuMemFree_v2:1:719",
+    "cuGraphExecDestroy:1:719",
+    "cuGraphDestroy:1:719",
+    "cuModuleUnload:1:719",
+    "cuStreamDestroy_v2:1:719",
+];
+
+#[test]
+fn every_error_of_the_driver_is_told_and_none_is_a_panic() {
+    let Some(driver) = driver() else { return };
+    for fault in FAULTS.into_iter().chain(HARMLESS) {
+        let folder = tempfile::tempdir().expect("a folder");
+        let run = folder.path().join("run");
+        let environment = [("SOFTGPU_FAULT", fault), ("SOFTGPU_ASYNC", "eager")];
+        let output = langevin(driver.path(), &train(text(&run), "cuda", "2", &[]), &environment);
+        let said = errors_of(&output);
+        assert!(!said.contains("panicked"), "{fault}: {said}");
+        if HARMLESS.contains(&fault) {
+            assert!(output.status.success(), "{fault}: {said}");
+            continue;
+        }
+        assert!(said.contains("injected error"), "{fault} was never met: {said}");
+        assert_eq!(output.status.code(), Some(1), "{fault}: {said}");
+        assert!(said.contains("CUDA_ERROR_"), "{fault}: {said}");
+    }
+}
+
+#[test]
+fn the_debug_switch_names_the_operation_and_the_kernel() {
+    let Some(driver) = driver() else { return };
+    let folder = tempfile::tempdir().expect("a folder");
+    let run = folder.path().join("run");
+    let environment = [("SOFTGPU_FAULT", "cuStreamSynchronize:9:719"), ("LANGEVIN_CUDA_SYNC", "1")];
+    let output = langevin(driver.path(), &train(text(&run), "cuda", "1", &[]), &environment);
+    let said = errors_of(&output);
+    assert_eq!(output.status.code(), Some(1), "{said}");
+    assert!(said.contains("kernel `") && said.contains("CUDA_ERROR_LAUNCH_FAILED"), "{said}");
+}

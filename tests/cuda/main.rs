@@ -1,0 +1,86 @@
+//! The program on the CUDA backend, as a user calls it, with the software GPU as its
+//! driver; and against the CPU backend.
+
+mod device;
+mod engine;
+mod faults;
+#[path = "../ops/gpu.rs"]
+#[allow(dead_code)] // Shared with the ops' tests, each of which uses a part.
+mod gpu;
+mod kernels;
+
+use std::path::{Path, PathBuf};
+use std::process::{Command, Output};
+
+/// Settings of a network so small that a step is quick on the software GPU too.
+const TINY: [&str; 9] = [
+    "model.block_out_channels=[8, 8]",
+    "model.norm_num_groups=4",
+    "model.attention_head_dim=8",
+    "train.batch=2",
+    "train.sample_every=0",
+    "train.log_every=1",
+    "sample.sampler=ddim",
+    "sample.steps=2",
+    "sample.count=2",
+];
+
+/// A folder in which the software GPU goes by the driver's name; none, said aloud,
+/// where the kernels are not built in.
+fn driver() -> Option<tempfile::TempDir> {
+    if let Err(reason) = langevin::backend::cuda::built() {
+        eprintln!("SKIPPED: the CUDA kernels are not built in: {reason}");
+        return None;
+    }
+    let test = std::env::current_exe().expect("path of the test");
+    let deps = test.parent().expect("its folder");
+    let library: PathBuf = [deps, deps.parent().expect("the profile's folder")]
+        .iter()
+        .map(|folder| folder.join("libsoftgpu.so"))
+        .find(|path| path.exists())
+        .expect("libsoftgpu.so beside the test");
+    let folder = tempfile::tempdir().expect("a folder");
+    for name in ["libcuda.so", "libcuda.so.1"] {
+        std::os::unix::fs::symlink(&library, folder.path().join(name)).expect("a link");
+    }
+    Some(folder)
+}
+
+/// Runs the program on that driver.
+fn langevin(driver: &Path, arguments: &[&str], environment: &[(&str, &str)]) -> Output {
+    Command::new(env!("CARGO_BIN_EXE_langevin"))
+        .args(arguments)
+        .env("LD_LIBRARY_PATH", driver)
+        .envs(environment.iter().copied())
+        .output()
+        .expect("the program starts")
+}
+
+/// Standard error as text.
+fn errors_of(output: &Output) -> String {
+    String::from_utf8_lossy(&output.stderr).into_owned()
+}
+
+/// Runs the program, which must succeed and leave no finding.
+fn succeed(driver: &Path, arguments: &[&str], environment: &[(&str, &str)]) -> Output {
+    let output = langevin(driver, arguments, environment);
+    let said = errors_of(&output);
+    assert!(output.status.success(), "{arguments:?}: {said}");
+    assert!(!said.contains("softgpu:"), "{arguments:?}: {said}");
+    output
+}
+
+/// The command line of a tiny training run.
+fn train<'a>(out: &'a str, device: &'a str, steps: &'a str, more: &[&'a str]) -> Vec<&'a str> {
+    let mut arguments =
+        vec!["train", "--data", "digits", "--out", out, "--device", device, "--steps", steps];
+    for set in TINY {
+        arguments.extend(["--set", set]);
+    }
+    arguments.extend(more);
+    arguments
+}
+
+fn text(path: &Path) -> &str {
+    path.to_str().expect("a readable path")
+}
