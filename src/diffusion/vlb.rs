@@ -101,6 +101,11 @@ impl Decoder {
         }
     }
 
+    /// The decoder of bins of that half width.
+    pub fn of_half_bin(half: f64) -> Decoder {
+        Decoder { half }
+    }
+
     /// Half the width of a bin.
     pub fn half_bin(&self) -> f64 {
         self.half

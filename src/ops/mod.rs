@@ -27,6 +27,7 @@ pub mod sampler_estimate;
 pub mod sampler_langevin;
 pub mod sampler_rk45;
 pub mod sampler_step;
+pub mod variational;
 
 use crate::error::Result;
 use crate::plan::{Deriver, Node};
@@ -70,6 +71,8 @@ pub enum Op {
     Noising(noising::Noising),
     Loss(loss::Loss),
     LossBackward(loss::Loss),
+    Variational(variational::Variational),
+    VariationalBackward(variational::Variational),
     SamplerQuantile(sampler_step::SamplerQuantile),
     SamplerStep(sampler_step::SamplerStep),
     SamplerNorms(sampler_langevin::SamplerNorms),
@@ -124,6 +127,8 @@ impl Op {
             Op::Noising(_) => "noising",
             Op::Loss(_) => "loss_forward",
             Op::LossBackward(_) => "loss_backward",
+            Op::Variational(_) => "variational_forward",
+            Op::VariationalBackward(_) => "variational_backward",
             Op::SamplerQuantile(_) => "sampler_quantile",
             Op::SamplerStep(_) => "sampler_step",
             Op::SamplerNorms(_) => "sampler_norms",
@@ -162,7 +167,7 @@ impl Op {
             Op::SinusoidalEmbedding(_) | Op::FourierEmbedding(_) => false,
             Op::Lookup(_) => i == 0,
             Op::Dropout(_) | Op::Empirical(_) => i == 0,
-            Op::Loss(_) => i == 0,
+            Op::Loss(_) | Op::Variational(_) => i == 0,
             Op::ScaleRows(_) => i == 0,
             Op::Noising(_) | Op::SamplerQuantile(_) | Op::SamplerStep(_) => false,
             Op::SamplerNorms(_) | Op::SamplerLangevin(_) | Op::SamplerError(_) => false,
@@ -192,6 +197,7 @@ impl Op {
             Op::Lookup(op) => op.backward(node, d),
             Op::Dropout(op) => op.backward(node, d),
             Op::Loss(op) => op.backward(node, d),
+            Op::Variational(op) => op.backward(node, d),
             Op::Empirical(op) => op.backward(node, d),
             Op::SamplerEstimate(op) => op.backward(node, d),
             Op::AxisMap(op) => op.backward(node, d),
@@ -212,6 +218,7 @@ impl Op {
             | Op::EmpiricalBackward(_)
             | Op::Noising(_)
             | Op::LossBackward(_)
+            | Op::VariationalBackward(_)
             | Op::SamplerQuantile(_)
             | Op::SamplerStep(_)
             | Op::SamplerNorms(_)

@@ -22,3 +22,4 @@ mod pooling;
 mod resample;
 mod sampler_control;
 mod sampler_step;
+mod variational;

@@ -28,6 +28,7 @@ pub mod resample;
 pub mod sampler_control;
 pub mod sampler_step;
 mod tile;
+pub mod variational;
 
 pub use arguments::Arguments;
 pub use pool::Pool;
@@ -146,6 +147,12 @@ fn execute(pool: &Pool, node: &Node, a: &mut Arguments) -> Result<()> {
         Op::Loss(op) => loss::loss(pool, op, a.input(0), target(a), a.required(0)),
         Op::LossBackward(op) => {
             loss::loss_backward(pool, op, a.input(0), target(a), a.required(0));
+        }
+        Op::Variational(op) => {
+            variational::variational(pool, op, bounded(a), a.required(0));
+        }
+        Op::VariationalBackward(op) => {
+            variational::variational_backward(pool, op, bounded(a), a.required(0));
         }
         Op::GlobalNorm(op) => optimizer::global_norm(pool, op, a.input(0), a.written(0)),
         Op::AdamW(op) => {
@@ -300,6 +307,12 @@ fn denoised<'a>(a: &Arguments<'a>) -> empirical::Operands<'a> {
 /// The target of a loss op.
 fn target<'a>(a: &Arguments<'a>) -> loss::Target<'a> {
     loss::Target { x0: a.input(1), coefficients: a.input(2), keys: a.optional_u32(3) }
+}
+
+/// What both passes of a variational term read.
+fn bounded<'a>(a: &Arguments<'a>) -> variational::Operands<'a> {
+    let (prediction, x0, coefficients) = (a.input(0), a.input(1), a.input(2));
+    variational::Operands { prediction, x0, coefficients, keys: a.input_u32(3) }
 }
 
 impl Backend for Cpu {

@@ -64,6 +64,8 @@ pub(super) fn execute(op: &Op, call: Option<&Call>) -> Result<()> {
         Op::AxisMap(op) => with(call, op, axis_map::axis_map),
         Op::Pooling(_)
         | Op::PoolingBackward(_)
+        | Op::Variational(_)
+        | Op::VariationalBackward(_)
         | Op::Empirical(_)
         | Op::EmpiricalBackward(_)
         | Op::PackWeight(_) => Err(missing(op)),
