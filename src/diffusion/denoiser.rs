@@ -4,21 +4,8 @@
 //! Every prediction is linear in (x_0, eps), so that with x = alpha x_0 + sigma eps
 //! two equations give both. eps always means that of x; the score is -eps/sigma.
 //!
-//! **The linear correction** shows the network x_a = x / alpha in place of x: the
-//! coordinates of a variance-exploding process with sigma_a = sigma/alpha. There
-//! grad log p_a(x_a) = alpha grad log p(x), and log p(x) = log p_a(x_a) - d ln alpha
-//! in d dimensions. It needs a signal: a process that loses it is refused at that
-//! time. x_a is not normalised: for DDPM's linear table of T = 1000 its std grows
-//! to 157, so that a network without normalised inputs sees values over four
-//! decades, its first convolution's gradients are those of the noisiest times, and
-//! single precision keeps about five digits of x_0 at the noisiest. EDM's c_in =
-//! 1/sqrt(sigma_a^2 + sigma_data^2) cancels it: c_in x_a has unit variance, and
-//! equals x / sqrt(sigma^2 + alpha^2 sigma_data^2), the same input as without the
-//! correction.
-//!
-//! For the step noise the correction is that of one step: x_a = x_t / sqrt(alpha_t)
-//! with DDPM's alpha_t = 1 - beta_t, from which x_(t-1) = x_a - sqrt((1-alpha_t)/alpha_t) z;
-//! see [`step`].
+//! The network may see scaled states: EDM's c_in ([`Precondition`]) or the
+//! linear [`correction`](super::correction).
 
 use serde::{Deserialize, Serialize};
 

@@ -13,14 +13,18 @@
 //! - [`denoiser`]: what a network predicts, and limits on x_0.
 //! - [`edit`]: inpainting, SDEdit, inversion and linear inverse problems.
 //! - [`empirical`]: a data set in place of a network, and its nearest images.
+//! - [`forward`]: the forward process, simulated.
+//! - [`correction`]: the linear correction's coordinates.
 //! - [`loss`]: training targets and weights.
 //! - [`scheduler`]: diffusers' `scheduler_config.json`.
 //! - [`vlb`]: the variational bound by terms, and the discretised decoder.
 //! - [`sampler`]: samplers as programs, and the loop that runs them.
 
+pub mod correction;
 pub mod denoiser;
 pub mod edit;
 pub mod empirical;
+pub mod forward;
 pub mod loss;
 pub mod process;
 pub mod sampler;
