@@ -33,25 +33,15 @@ pub struct Cursor {
 }
 
 /// The numbers of a training state. Everything is a whole number, so that text
-/// keeps it exactly; a float goes into `counters` as its bits.
+/// keeps it exactly; the rest is a function of them.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Progress {
     /// Finished training steps.
     pub step: u64,
     /// Seed of the run.
     pub seed: u64,
-    /// Updates the optimizer has made (its bias correction counts them).
-    pub optimizer_updates: u64,
-    /// Updates the average of the weights has had (its warmup counts them).
-    pub average_updates: u64,
     /// Next training image.
     pub cursor: Cursor,
-    /// Draws taken from the counter-based generator, by purpose.
-    pub draws: BTreeMap<String, u64>,
-    /// Length in bytes of each metrics file at this step: see [`truncate`].
-    pub metrics_bytes: BTreeMap<String, u64>,
-    /// Whatever else the loop counts.
-    pub counters: BTreeMap<String, u64>,
 }
 
 /// A training state to be saved. The averaged and the raw weights are the
@@ -128,29 +118,6 @@ pub fn load_state(
         0 => Ok(progress),
         extra => Err(misfit(format!("{extra} moments belong to no weight of the network"))),
     }
-}
-
-/// Cuts a metrics file back to the length it had at a checkpoint, so that the
-/// steps after it are written again and not twice.
-///
-/// # Errors
-/// The file is shorter: it lost lines since the checkpoint.
-pub fn truncate(path: impl AsRef<Path>, bytes: u64) -> Result<()> {
-    let path = path.as_ref();
-    let fail = |e| Error::file("cannot cut back", path)(e);
-    let file = match File::options().write(true).open(path) {
-        Ok(file) => file,
-        Err(e) if e.kind() == std::io::ErrorKind::NotFound && bytes == 0 => return Ok(()),
-        Err(e) => return Err(fail(e)),
-    };
-    let length = file.metadata().map_err(fail)?.len();
-    if length < bytes {
-        return Err(Error::content(
-            path,
-            format!("has {length} bytes; the checkpoint was written when it had {bytes}"),
-        ));
-    }
-    file.set_len(bytes).and_then(|()| file.sync_all()).map_err(fail)
 }
 
 /// What a checkpoint consists of. Written last, so that it also marks the

@@ -75,12 +75,7 @@ impl Sample {
             progress: Progress {
                 step,
                 seed: u64::MAX - 1,
-                optimizer_updates: step,
-                average_updates: step + 5,
                 cursor: Cursor { epoch: 3, position: (1 << 60) + 1 },
-                draws: [("noise".to_string(), u64::MAX)].into(),
-                metrics_bytes: [("metrics.jsonl".to_string(), 12345)].into(),
-                counters: [("loss_sum_bits".to_string(), 0.1f64.to_bits())].into(),
             },
             parameters,
         }

@@ -215,19 +215,6 @@ fn a_new_run_needs_an_empty_folder() {
 }
 
 #[test]
-fn metrics_are_cut_back_to_the_checkpoint() {
-    let temporary = tempfile::tempdir().unwrap();
-    let path = temporary.path().join("metrics.jsonl");
-    training::truncate(&path, 0).unwrap();
-    assert!(training::truncate(&path, 1).is_err());
-    fs::write(&path, "one\ntwo\nthr").unwrap();
-    training::truncate(&path, 8).unwrap();
-    assert_eq!(fs::read_to_string(&path).unwrap(), "one\ntwo\n");
-    let error = training::truncate(&path, 9).unwrap_err().to_string();
-    assert!(error.contains("has 8 bytes"), "{error}");
-}
-
-#[test]
 fn moments_of_another_network_are_refused() {
     let temporary = tempfile::tempdir().unwrap();
     let sample = Sample::new(3);
