@@ -91,7 +91,9 @@ fn steps(c: &mut Criterion) {
 fn training(c: &mut Criterion, limit: f64, preset: &str, n: usize) {
     let Subject { config, network, mut engine, image } = subject(preset, n);
     let parameters = network.parameters().expect("valid");
-    let programs = StepPrograms::new(&engine, &network, &parameters, &config.train, image);
+    let objective = config.objective(256).expect("a preset is valid");
+    let programs =
+        StepPrograms::new(&engine, &network, &parameters, &config.train, &objective, image);
     let programs = programs.expect("valid");
     let flops = programs.flops();
     let step = programs.load(&mut engine).expect("memory");

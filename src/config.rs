@@ -10,6 +10,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 
 use crate::diffusion::denoiser::Denoiser;
+use crate::diffusion::loss::{LossConfig, Objective};
 use crate::diffusion::process::{DenoiserConfig, ProcessConfig};
 use crate::diffusion::scheduler::SchedulerConfig;
 use crate::error::{Error, Result};
@@ -32,6 +33,8 @@ pub struct Config {
     pub process: ProcessConfig,
     /// What the network predicts and how it is scaled, where diffusers has no field for it.
     pub denoiser: DenoiserConfig,
+    /// What training minimises.
+    pub loss: LossConfig,
     /// The training loop.
     pub train: TrainConfig,
     /// Defaults of `sample`, and of the grids drawn while training.
@@ -90,6 +93,15 @@ pub struct TrainConfig {
     pub ema_decay: f64,
     /// Let the decay of the average grow as (1 + step) / (10 + step).
     pub ema_warmup: bool,
+    /// Above 0: let it grow as 1 - (1 + step / ema_inv_gamma)^-ema_power instead
+    /// (diffusers' `use_ema_warmup`).
+    pub ema_power: f64,
+    /// Steps in which that growth begins.
+    pub ema_inv_gamma: f64,
+    /// Least decay once averaging has begun.
+    pub ema_min_decay: f64,
+    /// Steps during which the average is a copy.
+    pub ema_update_after: u64,
     /// Probability of replacing the class by the null class (the embedding's
     /// last row), for guidance.
     pub class_dropout: f64,
@@ -121,6 +133,10 @@ impl Default for TrainConfig {
             clip: 1.0,
             ema_decay: 0.9999,
             ema_warmup: true,
+            ema_power: 0.0,
+            ema_inv_gamma: 1.0,
+            ema_min_decay: 0.0,
+            ema_update_after: 0,
             class_dropout: 0.1,
             checkpoint_every: 1000,
             keep: 2,
@@ -139,8 +155,15 @@ impl TrainConfig {
 
     /// Decay of the averaged weights in the optimizer step after `done` finished ones.
     pub fn ema_decay_at(&self, done: u64) -> f64 {
-        let warmup = if self.ema_warmup { EmaWarmup::Simple } else { EmaWarmup::None };
-        EmaDecay { decay: self.ema_decay, min_decay: 0.0, update_after_step: 0, warmup }.at(done)
+        let warmup = match self.ema_warmup {
+            false => EmaWarmup::None,
+            true if self.ema_power > 0.0 => {
+                EmaWarmup::Power { inv_gamma: self.ema_inv_gamma, power: self.ema_power }
+            }
+            true => EmaWarmup::Simple,
+        };
+        let (decay, min_decay) = (self.ema_decay, self.ema_min_decay);
+        EmaDecay { decay, min_decay, update_after_step: self.ema_update_after, warmup }.at(done)
     }
 }
 
@@ -334,6 +357,11 @@ impl Config {
         range("train.weight_decay", t.weight_decay, t.weight_decay >= 0.0, "0 or more")?;
         range("train.clip", t.clip, t.clip >= 0.0, "0 (no clipping) or more")?;
         range("train.ema_decay", t.ema_decay, (0.0..=1.0).contains(&t.ema_decay), "from 0 to 1")?;
+        range("train.ema_power", t.ema_power, t.ema_power >= 0.0, "0 (off) or more")?;
+        range("train.ema_inv_gamma", t.ema_inv_gamma, t.ema_inv_gamma > 0.0, "above 0")?;
+        let least = t.ema_min_decay;
+        let below = (0.0..=t.ema_decay).contains(&least);
+        range("train.ema_min_decay", least, below, "from 0 to train.ema_decay")?;
         range(
             "train.class_dropout",
             t.class_dropout,
@@ -357,6 +385,12 @@ impl Config {
     /// The denoiser that training makes of the network.
     pub fn denoiser(&self) -> Result<Denoiser> {
         self.denoiser.build(self.process.build(&self.scheduler)?, &self.scheduler)
+    }
+
+    /// What training minimises on data of that many levels (0: continuous values).
+    pub fn objective(&self, levels: usize) -> Result<Objective> {
+        let variance = self.scheduler.variance_type.unwrap_or_default();
+        Objective::new(self.denoiser()?, self.loss.clone(), variance, levels)
     }
 
     /// Refuses changes that a run cannot take up in the middle; what decides when
@@ -477,6 +511,20 @@ mod tests {
         other.train.learning_rate *= 2.0;
         let error = other.check_resumes(&saved).expect_err("another learning rate");
         assert!(error.to_string().contains("train.learning_rate"), "{error}");
+    }
+
+    #[test]
+    fn every_growth_of_the_average_can_be_configured() {
+        let with = |edit: fn(&mut TrainConfig)| {
+            let mut train = TrainConfig { ema_decay: 0.99, ..TrainConfig::default() };
+            edit(&mut train);
+            train.ema_decay_at(9)
+        };
+        assert_eq!(with(|t| t.ema_warmup = false), 0.99);
+        assert_eq!(with(|_| ()), 10.0 / 19.0);
+        assert_eq!(with(|t| t.ema_power = 0.75), 1.0 - 10f64.powf(-0.75));
+        assert_eq!(with(|t| t.ema_min_decay = 0.9), 0.9);
+        assert_eq!(with(|t| t.ema_update_after = 9), 0.0);
     }
 
     #[test]

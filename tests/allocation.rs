@@ -8,7 +8,7 @@ use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 
 use langevin::backend::cpu::Cpu;
 use langevin::backend::{Engine, WeightSet};
-use langevin::config::TrainConfig;
+use langevin::config::{Config, TrainConfig};
 use langevin::diffusion::sampler::run::{self, Request, Sampling, Settings, step_plan};
 use langevin::diffusion::sampler::{self, Kind, Options, Setup};
 use langevin::diffusion::scheduler::SchedulerConfig;
@@ -100,8 +100,9 @@ fn training(network: &Network) -> usize {
     let mut engine = Engine::new(cpu(), parameters.arena_len(), true).expect("memory");
     let config = TrainConfig { batch: 3, accumulation: 2, clip: 1.0, ..TrainConfig::default() };
     let image = network.sample_shape().expect("a size");
-    let programs =
-        StepPrograms::new(&engine, network, &parameters, &config, image).expect("builds");
+    let objective = Config::default().objective(256).expect("the defaults are valid");
+    let programs = StepPrograms::new(&engine, network, &parameters, &config, &objective, image)
+        .expect("builds");
     let step = programs.load(&mut engine).expect("memory");
     engine.set_arena(Space::Parameters, &weights(parameters.arena_len())).expect("upload");
     let mut batch = Batch::new(config.batch, image.iter().product());

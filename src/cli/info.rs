@@ -1,6 +1,7 @@
 //! `langevin info`: the device, and what a model is and needs.
 
 use std::path::PathBuf;
+use std::sync::Arc;
 
 use clap::Args;
 use langevin::Result;
@@ -8,6 +9,9 @@ use langevin::backend::cuda;
 use langevin::backend::{Backend, Engine, Requirement, human_bytes};
 use langevin::checkpoint::diffusers::Kind;
 use langevin::config::{MAX_BATCH, TrainConfig};
+use langevin::diffusion::denoiser::{Denoiser, Prediction};
+use langevin::diffusion::loss::{LossConfig, LossKind, Objective};
+use langevin::diffusion::scheduler::VarianceType;
 use langevin::model::Network;
 use langevin::plan::Plan;
 use langevin::train::step::StepPrograms;
@@ -106,9 +110,20 @@ fn model_facts(
     facts["batch"] = json!(args.batch);
     facts["sample"] = memory(&need, forward_flops);
     let train = TrainConfig { batch: args.batch, ..TrainConfig::default() };
-    if model.network.out_channels() == c {
+    let learned = model.network.out_channels() == 2 * c;
+    if model.network.out_channels() == c || learned {
+        // Which loss it is changes little of the need; a learned variance does.
+        let (kind, variance) = match learned {
+            true => (LossKind::Hybrid, VarianceType::LearnedRange),
+            false => (LossKind::Simple, VarianceType::FixedSmall),
+        };
+        let loss = LossConfig { kind, ..LossConfig::default() };
+        let table = Arc::new(model.scheduler.table()?);
+        let denoiser = Denoiser::plain(table, Prediction::VPrediction);
+        let objective = Objective::new(denoiser, loss, variance, 256)?;
+        let network = &model.network;
         let programs =
-            StepPrograms::new(&engine, &model.network, &model.parameters, &train, [h, w, c])?;
+            StepPrograms::new(&engine, network, &model.parameters, &train, &objective, [h, w, c])?;
         let need = Requirement::of(len, true, &programs.programs());
         facts["train"] = memory(&need, programs.flops());
     }

@@ -45,27 +45,4 @@ impl Plan {
         self.push_forward(Op::Concat(op), &[Some(a), Some(b)], &[y]);
         Ok(y)
     }
-
-    /// The first `c_a` channels and the others: [`concat`](Self::concat) undone,
-    /// for a network that answers with two things. Without a gradient.
-    pub fn split(&mut self, y: TensorId, c_a: usize) -> Result<[TensorId; 2]> {
-        let mut shape = self.shape(y).to_vec();
-        let channels = shape[shape.len() - 1];
-        if c_a == 0 || c_a >= channels {
-            return Err(Error::Shape {
-                op: "split",
-                tensor: self.tensor(y).name.clone(),
-                expected: format!("more than {c_a} channels"),
-                found: shape,
-            });
-        }
-        let axes = shape.len();
-        let op = Concat { rows: shape[..axes - 1].iter().product(), c_a, c_b: channels - c_a };
-        let parts = [op.c_a, op.c_b].map(|c| {
-            shape[axes - 1] = c;
-            self.transient(self.derived_name(y, "split"), &shape)
-        });
-        self.push_forward(Op::ConcatBackward(op), &[Some(y)], &parts);
-        Ok(parts)
-    }
 }

@@ -3,10 +3,12 @@
 
 use crate::backend::{Engine, Loaded, Program, WeightSet};
 use crate::config::TrainConfig;
+use crate::diffusion::loss::Objective;
 use crate::error::Result;
 use crate::model::{Conditioning, Network, NetworkInputs};
 use crate::ops::noising::coefficient;
 use crate::ops::optimizer::{AdamW, control};
+use crate::ops::variational::{Options, column};
 use crate::plan::{DType, Mode, Parameters, Plan, TensorId, Wrt};
 
 /// The host's side of one micro-batch; buffers are reused from step to step.
@@ -20,6 +22,10 @@ pub struct Batch {
     pub label: Vec<u32>,
     /// Per-image coefficients, `[n, coefficient::COLUMNS]`.
     pub coefficients: Vec<f32>,
+    /// Those of a variational loss, `[n, column::COLUMNS]`.
+    pub variational: Vec<f32>,
+    /// What the target takes in place of x_0, for the two-variable loss, `[n, h, w, c]`.
+    pub target: Vec<f32>,
     /// Random keys, `[n, 4]`.
     pub keys: Vec<u32>,
     /// Classes `[n]`, for class-conditional networks.
@@ -34,6 +40,8 @@ impl Batch {
             t: vec![0.0; n],
             label: vec![0; n],
             coefficients: vec![0.0; n * coefficient::COLUMNS],
+            variational: vec![0.0; n * column::COLUMNS],
+            target: vec![0.0; n * image_len],
             keys: vec![0; n * 4],
             class: vec![0; n],
         }
@@ -48,6 +56,8 @@ struct Inputs {
     coefficients: TensorId,
     keys: TensorId,
     class: Option<TensorId>,
+    variational: Option<TensorId>,
+    target: Option<TensorId>,
     loss: TensorId,
 }
 
@@ -71,13 +81,15 @@ impl StepPrograms {
         network: &Network,
         parameters: &Parameters,
         config: &TrainConfig,
+        objective: &Objective,
         image: [usize; 3],
     ) -> Result<Self> {
-        let (plan, inputs) = training_plan(network, config, image, Mode::Write)?;
+        let make = |mode| training_plan(network, config, objective, image, mode);
+        let (plan, inputs) = make(Mode::Write)?;
         let first = engine.lower(plan)?;
         let further = match config.accumulation {
             1 => None,
-            _ => Some(engine.lower(training_plan(network, config, image, Mode::Add)?.0)?),
+            _ => Some(engine.lower(make(Mode::Add)?.0)?),
         };
         let mut plan = Plan::new();
         let ranges = parameters.trainable_ranges();
@@ -126,6 +138,7 @@ impl StepPrograms {
 fn training_plan(
     network: &Network,
     config: &TrainConfig,
+    objective: &Objective,
     [h, w, c]: [usize; 3],
     mode: Mode,
 ) -> Result<(Plan, Inputs)> {
@@ -140,10 +153,22 @@ fn training_plan(
     let prediction =
         network.build(&mut plan, &NetworkInputs { x: x_t, t, class, keys: Some(keys) })?;
     let scale = 1.0 / (n * config.accumulation) as f32;
-    let loss = plan.loss(prediction, x0, coefficients, Some(keys), scale)?;
+    let (mut variational, mut target) = (None, None);
+    let loss = if let Some(half_bin) = objective.half_bin() {
+        let rows = plan.input("variational", &[n, column::COLUMNS], DType::F32);
+        variational = Some(rows);
+        let options = Options { hold_mean: objective.holds_mean(), half_bin, scale };
+        plan.variational(prediction, x0, rows, keys, options)?
+    } else if objective.is_two_variable() {
+        let second = plan.input("target", &[n, h, w, c], DType::F32);
+        target = Some(second);
+        plan.loss(prediction, second, coefficients, Some(keys), scale)?
+    } else {
+        plan.loss(prediction, x0, coefficients, Some(keys), scale)?
+    };
     plan.keep(loss);
     plan.derive(&[(loss, None)], Wrt::Parameters(mode))?;
-    Ok((plan, Inputs { x0, t, coefficients, keys, class, loss }))
+    Ok((plan, Inputs { x0, t, coefficients, keys, class, variational, target, loss }))
 }
 
 /// An executable training step.
@@ -207,6 +232,12 @@ impl TrainStep {
         }
         engine.set(program, inputs.coefficients, &batch.coefficients)?;
         engine.set_u32(program, inputs.keys, &batch.keys)?;
+        if let Some(rows) = inputs.variational {
+            engine.set(program, rows, &batch.variational)?;
+        }
+        if let Some(target) = inputs.target {
+            engine.set(program, target, &batch.target)?;
+        }
         inputs.class.map_or(Ok(()), |class| engine.set_u32(program, class, &batch.class))
     }
 

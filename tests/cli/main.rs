@@ -4,6 +4,7 @@ mod edit;
 mod errors;
 mod evaluate;
 mod points;
+mod processes;
 mod resume;
 mod sample;
 mod schedule;

@@ -48,12 +48,30 @@ fn times(process: &dyn Process) -> Vec<f64> {
     (1..200).map(|i| process.end() * (f64::from(i) - 0.37) / 200.0).collect()
 }
 
-/// Derivative by Richardson extrapolation of central differences.
+/// Derivative by Ridders' method: central differences of shrinking width,
+/// extrapolated, the entry of least estimated error.
 fn derivative(f: impl Fn(f64) -> f64, t: f64, h: f64) -> f64 {
-    let d = |h: f64| (f(t + h) - f(t - h)) / (2.0 * h);
-    let (a, b, c) = (d(h), d(h / 2.0), d(h / 4.0));
-    let (ab, bc) = ((4.0 * b - a) / 3.0, (4.0 * c - b) / 3.0);
-    (16.0 * bc - ab) / 15.0
+    const SHRINK: f64 = 1.4;
+    let mut rows: Vec<Vec<f64>> = Vec::new();
+    let (mut best, mut least) = (f64::NAN, f64::INFINITY);
+    for level in 0..12 {
+        let h = h / SHRINK.powi(level);
+        let mut row = vec![(f(t + h) - f(t - h)) / (2.0 * h)];
+        let mut factor = 1.0;
+        if let Some(above) = rows.last() {
+            for (j, coarse) in above.iter().enumerate() {
+                factor *= SHRINK * SHRINK;
+                let finer = (factor * row[j] - coarse) / (factor - 1.0);
+                let error = (finer - row[j]).abs().max((finer - coarse).abs());
+                if error < least {
+                    (best, least) = (finer, error);
+                }
+                row.push(finer);
+            }
+        }
+        rows.push(row);
+    }
+    best
 }
 
 #[track_caller]
@@ -65,27 +83,64 @@ fn near(found: f64, exact: f64, tolerance: f64, context: impl std::fmt::Debug) {
 #[test]
 fn f_and_g2_are_the_derivatives_of_the_pair() {
     for process in continuous().into_iter().chain(tables()) {
+        // Slopes of tables change at their entries.
+        let grid = match (process.steps(), process.name()) {
+            (Some(_), _) => Some(1.0),
+            (None, "given") => Some(1.0 / 6.0),
+            _ => None,
+        };
         for t in times(&*process) {
-            // Far from ends and entries, where a table's slopes change.
-            let room = if process.steps().is_some() || process.name() == "given" {
-                let grid = if process.name() == "given" { 1.0 / 6.0 } else { 1.0 };
-                let part = (t / grid).fract().min(1.0 - (t / grid).fract());
-                part * grid
-            } else {
-                t.min(process.end() - t)
+            let room = match grid {
+                Some(grid) => (t / grid).fract().min(1.0 - (t / grid).fract()) * grid,
+                None => t.min(process.end() - t),
             };
-            if process.steps().is_some() && room < 0.1 {
+            if grid.is_some_and(|grid| room < 0.05 * grid) {
                 continue;
             }
-            let h = (room * 0.2).min(0.02 * process.end());
             let context = (process.name(), t);
-            let f = derivative(|t| process.pair(t).ln_signal, t, h);
-            near(process.drift(t), f, 3e-7, context);
+            let f = derivative(|t| process.pair(t).ln_signal, t, 0.5 * room);
+            near(process.drift(t), f, 1e-10, context);
             // g^2 = d sigma^2 / dt - 2 f sigma^2, free of the signal's own size.
-            let variance = process.pair(t).variance();
-            let g2 = derivative(|t| process.pair(t).variance(), t, h) - 2.0 * f * variance;
-            near(process.diffusion2(t), g2, 3e-6, context);
+            let growth = derivative(|t| process.pair(t).variance(), t, 0.5 * room);
+            let g2 = growth - 2.0 * process.drift(t) * process.pair(t).variance();
+            let scale = growth.abs().max(1.0);
+            near(process.diffusion2(t) / scale, g2 / scale, 1e-10, context);
         }
+    }
+}
+
+/// The literature's formulas, in their own words.
+#[test]
+fn f_and_g2_are_the_closed_forms() {
+    let pi = std::f64::consts::PI;
+    let (vp, sub) = (Vp::new(0.1, 20.0).unwrap(), SubVp::new(0.1, 20.0).unwrap());
+    let (ve, flow) = (Ve::new(0.01, 50.0).unwrap(), Flow::new(1.0).unwrap());
+    let (cosine, edm) = (Cosine::new(0.008, 1.0).unwrap(), Edm::new(0.002, 80.0).unwrap());
+    let amplitude = Amplitude::new(5.0).unwrap();
+    for i in 1..100 {
+        let t = f64::from(i) / 100.0;
+        let beta = 0.1 + t * 19.9;
+        let integral = 0.1 * t + 9.95 * t * t;
+        let ratio = 5000f64;
+        let std = 0.01 * ratio.powf(t);
+        let angle = pi / 2.0 * (t + 0.008) / 1.008;
+        let turn = pi / 2.0 / 1.008 * angle.tan();
+        for (process, f, g2) in [
+            (&vp as &dyn Process, -0.5 * beta, beta),
+            (&sub, -0.5 * beta, beta * (1.0 - (-2.0 * integral).exp())),
+            (&ve, 0.0, std * std * 2.0 * ratio.ln()),
+            (&cosine, -turn, 2.0 * turn),
+            (&flow, -1.0 / (1.0 - t), 2.0 * t / (1.0 - t)),
+            (&edm, 0.0, 2.0 * t),
+            (&amplitude, -10.0 * t, 20.0 * t),
+        ] {
+            near(process.drift(t), f, 1e-10, (process.name(), t));
+            near(process.diffusion2(t), g2, 1e-10, (process.name(), t));
+        }
+        near(sub.pair(t).std, 1.0 - sub.pair(t).signal().powi(2), 1e-14, t);
+        near(vp.pair(t).signal(), (-0.5 * integral).exp(), 1e-14, t);
+        near(cosine.pair(t).signal(), angle.cos() / (pi / 2.0 * 0.008 / 1.008).cos(), 1e-13, t);
+        near(amplitude.pair(t).variance(), 1.0 - (-10.0 * t * t).exp(), 1e-14, t);
     }
 }
 
