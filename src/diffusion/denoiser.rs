@@ -374,9 +374,9 @@ impl Denoiser {
         }
         let time = process.time_of(pair.half_log_snr()).clamp(process.earliest(), process.end());
         let trained = process.pair(time);
-        // Equal SNR: the ratio of the signals is that of the stds, which exists
-        // also without signal.
-        let ln_scale = if pair.ln_signal == f64::NEG_INFINITY {
+        // Equal SNR: the ratio of the signals is that of the stds. The larger of the
+        // two keeps its digits, also where a time rounds to one without signal.
+        let ln_scale = if pair.half_log_snr() < 0.0 {
             (trained.std / pair.std).ln()
         } else {
             trained.ln_signal - pair.ln_signal
