@@ -75,7 +75,7 @@ fn model_facts(
     };
     let attention = match &model.network {
         Network::UNet(config) => config.attention_head_dim.describe(),
-        Network::Mlp(_) => "none".into(),
+        Network::Mlp(_) | Network::Empirical(_) => "none".into(),
     };
     let image = model.network.sample_shape().or_else(|| {
         let extras = model.files.extras.as_ref()?;

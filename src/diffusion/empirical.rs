@@ -5,8 +5,63 @@
 //! images ([`ops::empirical`](crate::ops::empirical)). A network that generalises
 //! differs from it; samples that follow it are training images.
 
+use std::sync::Arc;
+
 use crate::backend::cpu::{Pool, empirical};
+use crate::diffusion::denoiser::{Denoiser, Prediction};
+use crate::diffusion::process::{Pair, Process};
 use crate::error::{Error, Result};
+
+/// The states that [`Network::Empirical`](crate::model::Network::Empirical)
+/// denoises: signal 1, any noise, and the noise's standard deviation is the time
+/// and what the network is told. Any process of a finite SNR is matched to it.
+#[derive(Clone, Copy, Debug)]
+struct Levels;
+
+impl Process for Levels {
+    fn name(&self) -> &'static str {
+        "levels"
+    }
+
+    fn end(&self) -> f64 {
+        f64::INFINITY
+    }
+
+    fn earliest(&self) -> f64 {
+        0.0
+    }
+
+    fn pair(&self, time: f64) -> Pair {
+        Pair { ln_signal: 0.0, std: time }
+    }
+
+    fn drift(&self, _time: f64) -> f64 {
+        0.0
+    }
+
+    fn diffusion2(&self, time: f64) -> f64 {
+        2.0 * time
+    }
+
+    fn label(&self, time: f64) -> f64 {
+        time
+    }
+
+    fn time_of(&self, half_log_snr: f64) -> f64 {
+        (-half_log_snr).exp()
+    }
+
+    fn prior_std(&self) -> f64 {
+        f64::INFINITY
+    }
+}
+
+/// A data set as a denoiser, for samplers and likelihoods under any process. A
+/// state without any signal says nothing about x_0 in its coordinates and is
+/// refused, as by a network that predicts eps.
+pub fn denoiser() -> Denoiser {
+    Denoiser::plain(Arc::new(Levels), Prediction::Sample)
+}
 
 /// The two nearest images of a data set.
 #[derive(Clone, Copy, Debug, PartialEq)]

@@ -9,12 +9,14 @@ mod attention_block;
 mod blocks;
 mod builder;
 mod config;
+mod empirical;
 pub mod inception;
 mod mlp;
 mod resnet;
 mod unet;
 
 pub use config::{HeadDim, Nullable, SampleSize, UNetConfig};
+pub use empirical::EmpiricalConfig;
 pub use mlp::MlpConfig;
 use serde::{Deserialize, Deserializer, Serialize, Serializer, de};
 use serde_json::{Map, Value};
@@ -71,6 +73,8 @@ pub enum Network {
     UNet(UNetConfig),
     /// A perceptron for points, which diffusers does not have.
     Mlp(MlpConfig),
+    /// A data set in the place of a network.
+    Empirical(EmpiricalConfig),
 }
 
 impl Default for Network {
@@ -87,6 +91,7 @@ impl Network {
     pub fn from_json(json: &Value) -> Result<Network> {
         match json.get(CLASS_KEY).and_then(Value::as_str) {
             Some(mlp::CLASS_NAME) => MlpConfig::from_json(json).map(Network::Mlp),
+            Some(empirical::CLASS_NAME) => EmpiricalConfig::from_json(json).map(Network::Empirical),
             _ => UNetConfig::from_json(json).map(Network::UNet),
         }
     }
@@ -96,6 +101,7 @@ impl Network {
         match self {
             Network::UNet(config) => config.to_json(),
             Network::Mlp(config) => config.to_json(),
+            Network::Empirical(config) => config.to_json(),
         }
     }
 
@@ -108,8 +114,15 @@ impl Network {
             return Err(Error::config(format!("model.{key}"), "unknown field"));
         }
         let mut network = Network::from_json(section)?;
-        if let Network::UNet(config) = &mut network {
-            config.extra = Map::new();
+        match &mut network {
+            Network::UNet(config) => config.extra = Map::new(),
+            Network::Mlp(_) => {}
+            Network::Empirical(_) => {
+                return Err(Error::config(
+                    "model._class_name",
+                    "a data set has nothing to train: use it with `sample --model-free`",
+                ));
+            }
         }
         Ok(network)
     }
@@ -124,6 +137,7 @@ impl Network {
         match self {
             Network::UNet(_) => config::CLASS_NAME,
             Network::Mlp(_) => mlp::CLASS_NAME,
+            Network::Empirical(_) => empirical::CLASS_NAME,
         }
     }
 
@@ -132,6 +146,7 @@ impl Network {
         match self {
             Network::UNet(config) => config.validate(),
             Network::Mlp(config) => config.validate(),
+            Network::Empirical(config) => config.validate(),
         }
     }
 
@@ -142,6 +157,7 @@ impl Network {
         match self {
             Network::UNet(config) => config.build(plan, inputs),
             Network::Mlp(config) => config.build(plan, inputs),
+            Network::Empirical(config) => config.build(plan, inputs),
         }
     }
 
@@ -150,6 +166,7 @@ impl Network {
         match self {
             Network::UNet(config) => config.parameters(),
             Network::Mlp(config) => config.parameters(),
+            Network::Empirical(config) => config.parameters(),
         }
     }
 
@@ -160,6 +177,7 @@ impl Network {
                 config.sample_size.map(|s| [s.height(), s.width(), config.in_channels])
             }
             Network::Mlp(config) => Some([1, 1, config.channels]),
+            Network::Empirical(config) => Some([config.height, config.width, config.channels]),
         }
     }
 
@@ -168,6 +186,7 @@ impl Network {
         match self {
             Network::UNet(config) => config.in_channels,
             Network::Mlp(config) => config.channels,
+            Network::Empirical(config) => config.channels,
         }
     }
 
@@ -176,6 +195,7 @@ impl Network {
         match self {
             Network::UNet(config) => config.out_channels,
             Network::Mlp(config) => config.channels,
+            Network::Empirical(config) => config.channels,
         }
     }
 
@@ -193,6 +213,7 @@ impl Network {
         match self {
             Network::UNet(config) => config.time_input(),
             Network::Mlp(config) => config.time_input(),
+            Network::Empirical(config) => config.time_input(),
         }
     }
 
@@ -200,7 +221,7 @@ impl Network {
     pub fn class_input(&self) -> Conditioning {
         match self {
             Network::UNet(config) => config.class_input(),
-            Network::Mlp(_) => Conditioning::Absent,
+            Network::Mlp(_) | Network::Empirical(_) => Conditioning::Absent,
         }
     }
 
@@ -208,7 +229,7 @@ impl Network {
     pub fn has_dropout(&self) -> bool {
         match self {
             Network::UNet(config) => config.dropout > 0.0,
-            Network::Mlp(_) => false,
+            Network::Mlp(_) | Network::Empirical(_) => false,
         }
     }
 
@@ -234,6 +255,7 @@ impl Serialize for Network {
         match self {
             Network::UNet(config) => config.serialize(serializer),
             Network::Mlp(config) => config.to_json().serialize(serializer),
+            Network::Empirical(config) => config.to_json().serialize(serializer),
         }
     }
 }
