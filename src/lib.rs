@@ -30,6 +30,7 @@ pub mod error;
 pub mod evaluate;
 #[cfg(langevin_cuda)]
 pub mod kernels;
+pub mod likelihood;
 pub mod model;
 pub mod ops;
 pub mod picture;

@@ -15,6 +15,7 @@
 //! - [`empirical`]: a data set in place of a network, and its nearest images.
 //! - [`forward`]: the forward process, simulated.
 //! - [`correction`]: the linear correction's coordinates.
+//! - [`likelihood`]: bits for a dimension of the data, by the ODE and by the bound.
 //! - [`loss`]: training targets and weights.
 //! - [`scheduler`]: diffusers' `scheduler_config.json`.
 //! - [`vlb`]: the variational bound by terms, and the discretised decoder.
@@ -25,6 +26,7 @@ pub mod denoiser;
 pub mod edit;
 pub mod empirical;
 pub mod forward;
+pub mod likelihood;
 pub mod loss;
 pub mod process;
 pub mod sampler;
