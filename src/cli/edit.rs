@@ -22,7 +22,6 @@ use langevin::train::progress::Progress;
 use langevin::{Error, Result, picture};
 
 use super::model::{self, Model};
-use super::sample::image_shape;
 use super::{Global, ModelArg, Settings, Weights, output};
 
 /// What is done.
@@ -361,7 +360,7 @@ pub fn run(args: EditArgs, global: &Global) -> Result<()> {
         }));
     }
     let model = model::open(&args.model.model, &args.settings.set)?;
-    let image = image_shape(&model)?;
+    let image = model.image_shape()?;
     let [h, w, c] = image;
     let images = Images::read_all(&args.image, image)?;
     let given = match &args.measured {

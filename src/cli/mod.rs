@@ -3,6 +3,7 @@
 mod edit;
 mod evaluate;
 mod info;
+mod likelihood;
 mod model;
 mod output;
 mod plot;
@@ -89,7 +90,8 @@ enum Command {
         langevin sample runs/digits --out grid.png --count 64\n  \
         langevin sample runs/digits --out pictures/ --count 1000 --sampler ddim --steps 50\n  \
         langevin sample runs/digits --out one.png --first 17 --count 1 --seed 3\n  \
-        langevin sample runs/moons --out field.png --plot field\n\n\
+        langevin sample runs/moons --out field.png --plot field\n  \
+        langevin sample --model-free digits --out grid.png --sampler ddim\n\n\
         MODEL is a run directory, a checkpoint directory, or a diffusers directory.")]
     Sample(sample::SampleArgs),
     /// Complete, change, invert or recover images
@@ -101,6 +103,14 @@ enum Command {
         langevin edit runs/digits --method dps --image one.png --operator downsample:2 --noise-std 0.05 --out sharp.png\n\n\
         The path is DDIM's: --steps, and --set sampler.KEY=VALUE as for `sample --sampler ddim`.")]
     Edit(edit::EditArgs),
+    /// Score data: bits for a dimension, by the ODE or by the variational bound
+    #[command(after_help = "Examples:\n  \
+        langevin likelihood runs/digits --data digits --count 20\n  \
+        langevin likelihood runs/digits --data digits --method vlb --terms 50\n  \
+        langevin likelihood runs/moons --data points:moons --probe exact\n\n\
+        The ODE scores uniformly dequantised data, the bound the levels themselves; both are in\n\
+        bits for one of the image's values. Points are continuous: their density is scored.")]
+    Likelihood(likelihood::LikelihoodArgs),
     /// Run the bare network on a tensor file
     #[command(
         after_help = "Reads x [n,c,h,w], t [n] and, where the network has classes, class [n];\n\
@@ -140,6 +150,28 @@ pub struct ModelArg {
     pub model: PathBuf,
 }
 
+/// A model, or a data set in its place.
+#[derive(Args, Debug, Clone)]
+pub struct ModelOrData {
+    /// Run directory, checkpoint directory, or diffusers directory
+    #[arg(value_name = "MODEL", required_unless_present = "model_free")]
+    pub model: Option<PathBuf>,
+    /// In the model's place the exact denoiser of a data set: digits, npz:FILE, points:NAME, ...
+    #[arg(long, value_name = "DATA", conflicts_with = "model")]
+    pub model_free: Option<String>,
+}
+
+impl ModelOrData {
+    /// Opens it; see [`model::open`].
+    pub fn open(&self, set: &[String]) -> Result<model::Model> {
+        match (&self.model, &self.model_free) {
+            (Some(path), None) => model::open(path, set),
+            (None, Some(data)) => model::open_data(data, set),
+            _ => Err(Error::Usage("give a MODEL or --model-free DATA".into())),
+        }
+    }
+}
+
 impl Cli {
     /// Runs the command.
     pub fn run(self) -> Result<()> {
@@ -152,6 +184,7 @@ impl Cli {
             Command::Train(args) => train::run(args, &self.global),
             Command::Sample(args) => sample::run(args, &self.global),
             Command::Edit(args) => edit::run(args, &self.global),
+            Command::Likelihood(args) => likelihood::run(args, &self.global),
             Command::Predict(args) => predict::run(args, &self.global),
             Command::Schedule(args) => schedule::run(args, &self.global),
             Command::Evaluate(args) => evaluate::run(args, &self.global),

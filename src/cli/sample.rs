@@ -16,14 +16,14 @@ use langevin::sample::Drawing;
 use langevin::train::progress::Progress;
 use langevin::{Error, Result, picture};
 
-use super::model::{self, Model};
+use super::model::Model;
 use super::plot::{self, Plot};
-use super::{Global, ModelArg, Settings, Weights, output};
+use super::{Global, ModelOrData, Settings, Weights, output};
 
 #[derive(Args, Debug)]
 pub struct SampleArgs {
     #[command(flatten)]
-    model: ModelArg,
+    model: ModelOrData,
     /// A .png file for one grid, or a folder for one picture an image
     #[arg(long, value_name = "grid.png|DIR")]
     out: PathBuf,
@@ -84,19 +84,6 @@ fn defaults(model: &Model) -> SampleConfig {
     let extras = model.files.extras.as_ref();
     let stored = extras.and_then(|e| serde_json::from_value(e.get("sample")?.clone()).ok());
     stored.unwrap_or_default()
-}
-
-pub(super) fn image_shape(model: &Model) -> Result<[usize; 3]> {
-    if let Some(shape) = model.network.sample_shape() {
-        return Ok(shape);
-    }
-    let extras = model.files.extras.as_ref();
-    extras.and_then(|e| serde_json::from_value(e.get("image")?.clone()).ok()).ok_or_else(|| {
-        Error::config(
-            "model.sample_size",
-            "the model names no image size: --set model.sample_size=32",
-        )
-    })
 }
 
 fn read_noise(path: &Path, count: usize, [h, w, c]: [usize; 3]) -> Result<Noise> {
@@ -189,10 +176,10 @@ pub struct Drawn {
 }
 
 pub fn run(mut args: SampleArgs, global: &Global) -> Result<()> {
-    let model = model::open(&args.model.model, &args.settings.set)?;
+    let model = args.model.open(&args.settings.set)?;
     check_targets(&args)?;
     if let Some(kind) = args.plot {
-        if !picture::is_plane(&image_shape(&model)?) || !is_picture(&args.out) {
+        if !picture::is_plane(&model.image_shape()?) || !is_picture(&args.out) {
             return Err(Error::Usage(
                 "--plot is for models of points in the plane, and --out is then a .png file".into(),
             ));
@@ -252,7 +239,7 @@ pub fn draw(args: &SampleArgs, model: &Model, global: &Global) -> Result<Drawn> 
         ));
     }
     langevin::random::check_images(args.first, count as u64)?;
-    let image = image_shape(model)?;
+    let image = model.image_shape()?;
     let named = args.sampler.is_some();
     let kind = match args.sampler.as_ref().or(config.sampler.as_ref()) {
         Some(name) => Kind::from_name(name)?,

@@ -3,6 +3,7 @@
 mod edit;
 mod errors;
 mod evaluate;
+mod likelihood;
 mod points;
 mod processes;
 mod resume;

@@ -1,17 +1,17 @@
 //! The mathematics of diffusion, against closed forms and against diffusers.
 
 mod control;
+mod correction;
+mod denoiser;
 mod edit;
 mod empirical;
 mod exact;
-mod correction;
-mod denoiser;
 mod forward;
 mod gaussian;
 mod golden;
 mod gradients;
-mod loss;
 mod likelihood;
+mod loss;
 mod probe;
 mod process;
 mod schedule;

@@ -11,8 +11,8 @@ use langevin::ops::sampler_step::{SamplerOperands, column};
 use langevin::plan::{DType, Plan, Role, TensorId};
 use langevin::random::{Purpose, fill_normal, image_keys};
 
-use crate::common::{on_every_backend, 
-    Case, Input, Machine, Terms, assert_close, assert_same_bits, rounding, values,
+use crate::common::{
+    Case, Input, Machine, Terms, assert_close, assert_same_bits, on_every_backend, rounding, values,
 };
 
 const SEED: u64 = 5;
@@ -282,7 +282,8 @@ fn error_norm_matches_f64_and_waits_for_its_stage() {
                     .map(|i| {
                         let squares = (i * len..(i + 1) * len).map(|at| {
                             let scale = f64::from(SETTINGS.atol)
-                                + f64::from(SETTINGS.rtol) * f64::from(y[at].abs().max(next[at].abs()));
+                                + f64::from(SETTINGS.rtol)
+                                    * f64::from(y[at].abs().max(next[at].abs()));
                             (f64::from(e[at]) / scale).powi(2)
                         });
                         (squares.sum::<f64>() / len as f64).sqrt()
@@ -337,7 +338,10 @@ fn control_accepts_rejects_arrives_and_gives_up() {
 
         // A step that would pass the end ends there, exactly.
         let (s, _) = decide(0.5, image((-1.25, -0.2, RUNNING, 0.0, 1.0)));
-        assert_eq!((s[control::TIME], s[control::STEP], s[control::LAST]), (-1.45, -1.5 + 1.45, 1.0));
+        assert_eq!(
+            (s[control::TIME], s[control::STEP], s[control::LAST]),
+            (-1.45, -1.5 + 1.45, 1.0)
+        );
         let (s, running) = decide(0.5, image((-1.45, -0.05, RUNNING, 1.0, 1.0)));
         assert_eq!((s[control::TIME], s[control::STATUS], running), (-1.5, ARRIVED, 0.0));
         // And one that is too small to be told from none is given up.
@@ -374,7 +378,8 @@ fn control_writes_every_stages_row_of_every_image() {
             // Stage 7 rejects: the slots' errors are far above the tolerances.
             c.run(stage, &states, &[0.0; 3]);
             let (rows, after) = (c.rows(), c.state());
-            let base = |stage: usize| table()[stage * column::COLUMNS..][..column::COLUMNS].to_vec();
+            let base =
+                |stage: usize| table()[stage * column::COLUMNS..][..column::COLUMNS].to_vec();
             for (i, u) in times.into_iter().enumerate() {
                 let now = &rows[i * column::COLUMNS..][..column::COLUMNS];
                 let later = &rows[(n + i) * column::COLUMNS..][..column::COLUMNS];
@@ -470,7 +475,8 @@ fn blend_keeps_known_pixels_exactly_and_noises_them_by_their_own_draws() {
 #[test]
 fn estimate_matches_f64_in_both_passes_guided_and_with_a_wider_prediction() {
     on_every_backend(|| {
-        for (guided, wide, spatial) in [(false, 2, 5), (true, 2, 5), (false, 4, 301), (true, 3, 7)] {
+        for (guided, wide, spatial) in [(false, 2, 5), (true, 2, 5), (false, 4, 301), (true, 3, 7)]
+        {
             let (n, channels) = (2, 2);
             let copies = if guided { 2 } else { 1 };
             let mut table = values(4, 3 * column::COLUMNS);
@@ -483,7 +489,8 @@ fn estimate_matches_f64_in_both_passes_guided_and_with_a_wider_prediction() {
                 Input::parameter(&[3, 1, column::COLUMNS]).with(&table).fixed(),
                 Input::words(&[1], &[1]),
             ];
-            let case = Case::new(&inputs, |p, t| p.sampler_estimate(t[0], t[2], t[3], t[1]).unwrap());
+            let case =
+                Case::new(&inputs, |p, t| p.sampler_estimate(t[0], t[2], t[3], t[1]).unwrap());
             case.check(Terms { forward: 4, backward: 4 }, |x| {
                 let c = |of: usize| f64::from(row[of]);
                 (0..n * spatial * channels)
