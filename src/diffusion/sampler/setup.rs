@@ -460,9 +460,14 @@ impl Setup {
                 "--steps {steps}: sampling takes 1 to {MOST_STEPS} steps"
             )));
         }
+        let level = |time: f64| (-process.pair(time).half_log_snr()).exp();
+        let (end_time, least_time) = (process.end(), process.earliest());
         let grid = chosen.grid.unwrap_or(match kind {
             Kind::Edm => Grid::Karras,
             Kind::Dpmpp2m | Kind::DpmppSde2m | Kind::UniPc => Grid::LogSnr,
+            // Where time is the noise level itself, even steps waste themselves on
+            // the noisiest.
+            _ if (level(end_time) / end_time - 1.0).abs() < 1e-9 => Grid::Karras,
             _ => Grid::Uniform,
         });
         if chosen.rho.is_some() && grid != Grid::Karras {
@@ -475,8 +480,6 @@ impl Setup {
             ));
         }
         let mut notes = Vec::new();
-        let level = |time: f64| (-process.pair(time).half_log_snr()).exp();
-        let (end_time, least_time) = (process.end(), process.earliest());
         let mut from = end_time;
         if let Some(sigma) = chosen.sigma_max {
             let largest = level(end_time);
