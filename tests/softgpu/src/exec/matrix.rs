@@ -181,7 +181,7 @@ impl<'p> Context<'p> {
                 {
                     at_level(tensor::FastK16 { r, op: &op });
                 }
-                mode => general(r, &op, mode),
+                mode => at_level(General { r, op: &op, mode }),
             }
         }
     }
@@ -196,7 +196,26 @@ unsafe fn element(r: *const u32, reg: u32, row: usize, e: usize, trans: bool) ->
     (word >> (16 * (y % 2))) as u16
 }
 
+/// An mma of any shape and mode, compiled for every level. The operation's registers lie inside the
+/// frame `r` starts.
+struct General<'a> {
+    r: *mut u32,
+    op: &'a MmaOp,
+    mode: MmaMode,
+}
+
+impl Leveled for General<'_> {
+    type Out = ();
+
+    #[inline(always)]
+    unsafe fn run(self) {
+        // SAFETY: forwarded.
+        unsafe { general(self.r, self.op, self.mode) }
+    }
+}
+
 /// Any shape and mode, element by element.
+#[inline(always)]
 unsafe fn general(r: *mut u32, op: &MmaOp, mode: MmaMode) {
     let k = op.k as usize;
     let mut a = [[0f32; 16]; 16];
@@ -239,8 +258,10 @@ unsafe fn general(r: *mut u32, op: &MmaOp, mode: MmaMode) {
                 c[g + 8 * (i >> 1)][2 * q + (i & 1)] = value;
             }
         }
-        let rows = a.map(|x| tensor::Parts::new(&x[..k]));
-        let columns = b.map(|x| tensor::Parts::new(&x[..k]));
+        // What only the exact modes look at.
+        let apart = if mode == MmaMode::Fast { 0 } else { k };
+        let rows = a.map(|x| tensor::Parts::new(&x[..apart]));
+        let columns = b.map(|x| tensor::Parts::new(&x[..apart]));
         for t in 0..32 {
             let (g, q) = (t / 4, t % 4);
             let mut out = [0f32; 4];

@@ -26,6 +26,7 @@ const A100: Chip = Chip { extra: 1, floor: -132, block: 8 };
 const H100: Chip = Chip { extra: 2, floor: -133, block: 16 };
 
 /// One element of D = A B + C over all of k.
+#[inline(always)]
 pub fn dot(a: &[f32], b: &[f32], c: f32, ty: MmaType, mode: MmaMode) -> f32 {
     let h100 = match mode {
         MmaMode::Fast => {
