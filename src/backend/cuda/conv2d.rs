@@ -606,6 +606,57 @@ impl<'a> Convolution<'a> {
         .map(|len| len * 4)
     }
 
+    /// Rows and columns of a tile and the number of blocks that the passes launch:
+    /// forward, to the data (all residues), to the weight.
+    pub fn tiles(&self) -> [([usize; 2], usize); 3] {
+        let mut found = [([0; 2], 0); 3];
+        let mut note = |i: usize, rows: usize, columns: usize, grid: &[usize; 3]| {
+            found[i] = ([rows, columns], found[i].1 + grid.iter().product::<usize>());
+        };
+        let null = std::ptr::null();
+        let operands = GatherOperands {
+            y: std::ptr::null_mut(),
+            workspace: std::ptr::null_mut(),
+            x: null,
+            x2: null,
+            weight: null,
+            bias: null,
+            per_image: null,
+            residual: null,
+            add: false,
+        };
+        let (forward, data) = (Pass::Forward, Pass::BackwardData);
+        for (i, pass) in [forward, data].into_iter().enumerate() {
+            let noted = self.layer.launch_gather(pass, &operands, &mut |launch| {
+                if let Launch::Gather(entry, grid, ..) = launch {
+                    let [rows, columns] = tiles::sides(entry);
+                    note(i, rows, columns, &grid);
+                }
+                Ok(())
+            });
+            noted.expect("nothing is launched");
+        }
+        let operands = OuterOperands {
+            d_weight: std::ptr::null_mut(),
+            d_bias: std::ptr::null_mut(),
+            workspace: std::ptr::null_mut(),
+            x: null,
+            x2: null,
+            d_y: null,
+            add: false,
+            add_bias: false,
+        };
+        let noted = self.layer.launch_outer(&operands, &mut |launch| {
+            if let Launch::Outer(entry, grid, ..) = launch {
+                let [rows, columns] = tiles::sides(entry);
+                note(2, rows, columns, &grid);
+            }
+            Ok(())
+        });
+        noted.expect("nothing is launched");
+        found
+    }
+
     fn check(&self, tensor: &str, memory: Option<&Memory>, bytes: usize) -> Result<()> {
         match memory {
             Some(memory) if memory.bytes() < bytes => Err(Error::Shape {

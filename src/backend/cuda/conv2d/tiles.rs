@@ -163,3 +163,10 @@ pub(super) fn backward_weight(
         (Arithmetic::Bf16, false) => &BACKWARD_WEIGHT_BF16_SCATTERED,
     }
 }
+
+/// Rows and columns of the results of a kernel's block: the end of its name.
+pub(super) fn sides<P>(entry: &Entry<P>) -> [usize; 2] {
+    let tile = entry.name.rsplit('_').next().and_then(|end| end.split_once('x'));
+    let (rows, columns) = tile.expect("names end in the tile");
+    [rows, columns].map(|side| side.parse().expect("a number"))
+}
