@@ -501,6 +501,7 @@ struct SamplerRk45 {
     float first;
     float spacing;
     float end;
+    float most;
 };
 
 /** x = m (signal known + std z) + (1 - m) x at the stages that say so. */

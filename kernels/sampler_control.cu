@@ -124,7 +124,7 @@ INLINE void decide(const SamplerRk45 &p, float error, float *s) {
     } else {
         s[REJECTED] += 1.0f;
     }
-    float step = (float)(factor * (double)s[TRIED]);
+    float step = clamp((float)(factor * (double)s[TRIED]), -p.most, p.most);
     float left = p.end - s[TIME];
     // A remainder that could not be a step of its own is taken along.
     float least = 4.0f * 1.1920929e-7f * fmaxf(fabsf(s[TIME]), 1.0f);

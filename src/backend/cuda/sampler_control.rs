@@ -68,6 +68,7 @@ pub(super) fn rk45(op: &SamplerRk45, call: &Call) -> Result<()> {
         first: op.first,
         spacing: op.spacing,
         end: op.end,
+        most: op.most,
     };
     call.launch(&SAMPLER_RK45_F32, [1, 1, 1], 0, &params)
 }
