@@ -1,0 +1,413 @@
+//! A convolution in some arithmetic: the launches of its passes, and the scratch memory
+//! they need.
+#![allow(unsafe_code)] // Launches on addresses whose sizes were checked.
+
+use super::super::arguments::{Call, groups};
+use super::super::device::Device;
+use super::super::entries::{Entry, SUM_LANES_BF16, SUM_LANES_F32, params};
+use super::{Arithmetic, MULTIPROCESSORS, Source, tiles};
+use crate::error::Result;
+use crate::ops::conv2d::Conv2d;
+
+/// Sides of an image that the kernels for aligned channels can count.
+const MOST_POSITIONS: usize = 1 << 13;
+
+/// Pixels of an image up to which the forward and data passes are split into
+/// [`GATHER_LANES`]: too few tiles of results otherwise.
+const FEW_PIXELS: usize = 16;
+const GATHER_LANES: usize = 4;
+/// Tiles of the reduction a lane should have, at least.
+const LANE_TILES: usize = 8;
+
+/// Lanes of the weight gradient: at most this many, and one for so many pixels.
+const MOST_OUTER_LANES: usize = 24;
+const OUTER_LANE_PIXELS: usize = 8;
+
+/// A convolution in some arithmetic.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Layer {
+    pub(super) op: Conv2d,
+    pub(super) arithmetic: Arithmetic,
+    pub(super) source: Source,
+    /// Tile to use where a pass has it.
+    pub(super) tile: Option<[usize; 2]>,
+}
+
+/// One launch.
+pub(super) enum Launch {
+    Gather(&'static Entry<params::ConvGather>, [usize; 3], u32, params::ConvGather),
+    Outer(&'static Entry<params::ConvOuter>, [usize; 3], u32, params::ConvOuter),
+    Sum(&'static Entry<params::SumLanes>, params::SumLanes),
+}
+
+impl Launch {
+    /// # Safety
+    /// As for [`Device::launch`].
+    pub(super) unsafe fn on(&self, device: &Device, op: &'static str) -> Result<()> {
+        // SAFETY: the caller's.
+        unsafe {
+            match self {
+                Launch::Gather(entry, grid, shared, p) => {
+                    device.launch(op, entry, *grid, *shared, p)
+                }
+                Launch::Outer(entry, grid, shared, p) => {
+                    device.launch(op, entry, *grid, *shared, p)
+                }
+                Launch::Sum(entry, p) => {
+                    let grid = groups(entry, (p.len + p.len2) as usize, 1);
+                    device.launch(op, entry, grid, 0, p)
+                }
+            }
+        }
+    }
+
+    pub(super) fn by(self, call: &Call) -> Result<()> {
+        match self {
+            Launch::Gather(entry, grid, shared, p) => call.launch(entry, grid, shared, &p),
+            Launch::Outer(entry, grid, shared, p) => call.launch(entry, grid, shared, &p),
+            Launch::Sum(entry, p) => {
+                call.launch(entry, groups(entry, (p.len + p.len2) as usize, 1), 0, &p)
+            }
+        }
+    }
+}
+
+/// Where the operands of a forward or data pass lie; null where absent.
+pub(super) struct GatherOperands {
+    pub(super) y: *mut f32,
+    pub(super) workspace: *mut f32,
+    pub(super) x: *const f32,
+    pub(super) x2: *const f32,
+    pub(super) weight: *const f32,
+    pub(super) bias: *const f32,
+    pub(super) per_image: *const f32,
+    pub(super) residual: *const f32,
+    pub(super) add: bool,
+}
+
+/// Where the operands of the weight gradient lie; null where absent.
+pub(super) struct OuterOperands {
+    pub(super) d_weight: *mut f32,
+    pub(super) d_bias: *mut f32,
+    pub(super) workspace: *mut f32,
+    pub(super) x: *const f32,
+    pub(super) x2: *const f32,
+    pub(super) d_y: *const f32,
+    pub(super) add: bool,
+    pub(super) add_bias: bool,
+}
+
+/// Which pass gathers.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(super) enum Pass {
+    Forward,
+    BackwardData,
+}
+
+/// Height or width of a forward pass: result i reads source position
+/// `stride i - padding + tap dilation`.
+fn forward_axis(op: &Conv2d, axis: usize) -> params::ConvAxis {
+    let o = &op.options;
+    let count = op.output_size()[axis] as i32;
+    params::ConvAxis {
+        count,
+        first: 0,
+        step: 1,
+        length: count,
+        scale: o.stride[axis] as i32,
+        shift: -([o.padding.top, o.padding.left][axis] as i32),
+        shift_step: o.dilation[axis] as i32,
+        taps: op.kernel[axis] as i32,
+        tap: 0,
+        tap_step: 1,
+        source: [op.h, op.w][axis] as i32,
+    }
+}
+
+/// Height or width of a backward pass to the positions that are `first` modulo the
+/// stride; those with `(first + padding - tap dilation)` a multiple of it use a tap.
+fn backward_axis(op: &Conv2d, axis: usize, first: usize) -> params::ConvAxis {
+    let o = &op.options;
+    let (stride, dilation) = (o.stride[axis] as i32, o.dilation[axis] as i32);
+    let length = [op.h, op.w][axis] as i32;
+    let distance =
+        |tap: i32| first as i32 + [o.padding.top, o.padding.left][axis] as i32 - tap * dilation;
+    let used: Vec<i32> =
+        (0..op.kernel[axis] as i32).filter(|&t| distance(t).rem_euclid(stride) == 0).collect();
+    let tap = used.first().copied().unwrap_or(0);
+    let tap_step = used.get(1).map_or(1, |next| next - tap);
+    params::ConvAxis {
+        count: (length - first as i32 + stride - 1).div_euclid(stride).max(0),
+        first: first as i32,
+        step: stride,
+        length,
+        scale: 1,
+        shift: distance(tap).div_euclid(stride),
+        shift_step: -(tap_step * dilation) / stride,
+        taps: used.len() as i32,
+        tap,
+        tap_step,
+        source: op.output_size()[axis] as i32,
+    }
+}
+
+/// Sizes of a gathering pass that both its launch and its workspace follow.
+struct Gather {
+    /// Channels of a group that are summed over, those of the second tensor among them.
+    reduced: usize,
+    /// Channels of a group that result.
+    columns: usize,
+    aligned: bool,
+    lanes: usize,
+}
+
+impl Layer {
+    pub(super) fn plain(op: &Conv2d) -> Self {
+        Layer { op: *op, arithmetic: Arithmetic::F32, source: Source::default(), tile: None }
+    }
+
+    /// Whether 16 bytes never straddle a pixel (and positions fit the 16 bits that the
+    /// kernels for this give them).
+    fn is_aligned(&self, channels: &[usize]) -> bool {
+        let (op, o) = (&self.op, &self.op.options);
+        let [oh, ow] = op.output_size();
+        let reach = |axis: usize| op.kernel[axis] * o.dilation[axis] * o.stride[axis];
+        let p = &o.padding;
+        let sides = [op.h + p.top, op.w + p.left, oh, ow, reach(0), reach(1)];
+        channels.iter().all(|c| c.is_multiple_of(self.arithmetic.chunk()))
+            && sides.iter().all(|&side| side < MOST_POSITIONS)
+    }
+
+    /// Tiles of a gathering reduction over `taps`.
+    fn reduction_tiles(&self, pass: Pass, gather: &Gather, taps: usize) -> usize {
+        let depth = self.arithmetic.depth();
+        let second = if pass == Pass::Forward { self.source.second_channels } else { 0 };
+        if gather.aligned {
+            taps * ((gather.reduced - second).div_ceil(depth) + second.div_ceil(depth))
+        } else {
+            (taps * gather.reduced).div_ceil(depth)
+        }
+    }
+
+    fn gather(&self, pass: Pass) -> Gather {
+        let op = &self.op;
+        let parts = op.options.groups;
+        let (c_in, c_out) = (op.c_in / parts, op.c_out / parts);
+        let [oh, ow] = op.output_size();
+        let second = self.source.second_channels;
+        let mut gather = match pass {
+            Pass::Forward => {
+                let aligned = self.is_aligned(&[c_in, second]);
+                Gather { reduced: c_in, columns: c_out, aligned, lanes: 1 }
+            }
+            Pass::BackwardData => {
+                let aligned = self.is_aligned(&[c_in, c_out]);
+                Gather { reduced: c_out, columns: c_in, aligned, lanes: 1 }
+            }
+        };
+        let area = if pass == Pass::Forward { oh * ow } else { op.h * op.w };
+        let strided = op.options.stride != [1, 1];
+        // A single pixel is a linear layer's row, of which an image may have many.
+        if area > 1 && area <= FEW_PIXELS && !(strided && pass == Pass::BackwardData) {
+            let tiles = self.reduction_tiles(pass, &gather, op.kernel[0] * op.kernel[1]);
+            gather.lanes = GATHER_LANES.min(tiles / LANE_TILES).max(1);
+        }
+        gather
+    }
+
+    fn results(&self, pass: Pass) -> usize {
+        match pass {
+            Pass::Forward => self.op.y_len(),
+            Pass::BackwardData => self.op.x_len(),
+        }
+    }
+
+    pub(super) fn gather_workspace_len(&self, pass: Pass) -> usize {
+        match self.gather(pass).lanes {
+            1 => 0,
+            lanes => lanes * self.results(pass),
+        }
+    }
+
+    fn sum(&self) -> &'static Entry<params::SumLanes> {
+        match self.arithmetic {
+            Arithmetic::F32 | Arithmetic::Tf32 => &SUM_LANES_F32,
+            Arithmetic::Bf16 => &SUM_LANES_BF16,
+        }
+    }
+
+    /// The forward pass, or the backward pass to the data: one launch for each residue
+    /// of a position modulo the stride.
+    pub(super) fn launch_gather(
+        &self,
+        pass: Pass,
+        operands: &GatherOperands,
+        launch: &mut dyn FnMut(Launch) -> Result<()>,
+    ) -> Result<()> {
+        let op = &self.op;
+        if pass == Pass::Forward {
+            let axes = [forward_axis(op, 0), forward_axis(op, 1)];
+            return self.launch_residue(pass, operands, axes, launch);
+        }
+        for y in 0..op.options.stride[0] {
+            for x in 0..op.options.stride[1] {
+                let axes = [backward_axis(op, 0, y), backward_axis(op, 1, x)];
+                self.launch_residue(pass, operands, axes, launch)?;
+            }
+        }
+        Ok(())
+    }
+
+    fn launch_residue(
+        &self,
+        pass: Pass,
+        operands: &GatherOperands,
+        [down, along]: [params::ConvAxis; 2],
+        launch: &mut dyn FnMut(Launch) -> Result<()>,
+    ) -> Result<()> {
+        let op = &self.op;
+        let gather = self.gather(pass);
+        let parts = op.options.groups;
+        let taps = (down.taps * along.taps) as usize;
+        let pixels = op.n * (down.count * along.count) as usize;
+        if pixels == 0 {
+            return Ok(());
+        }
+        let source = if pass == Pass::Forward { self.source } else { Source::default() };
+        let split = gather.lanes > 1;
+        let p = params::ConvGather {
+            y: operands.y.cast(),
+            partial: if split { operands.workspace } else { std::ptr::null_mut() },
+            x: operands.x.cast(),
+            x2: operands.x2.cast(),
+            weight: operands.weight.cast(),
+            bias: operands.bias,
+            per_image: operands.per_image.cast(),
+            residual: operands.residual.cast(),
+            // Without a tap there is nothing to walk, and the results are zero.
+            down,
+            along: params::ConvAxis { taps: along.taps.max(1), ..along },
+            images: op.n as i32,
+            pixels: pixels as i32,
+            x_channels: (parts * gather.reduced - source.second_channels) as i32,
+            x2_channels: source.second_channels as i32,
+            enlarge: source.enlarge as i32,
+            kernel_width: op.kernel[1] as i32,
+            kernel_taps: (op.kernel[0] * op.kernel[1]) as i32,
+            groups: parts as i32,
+            reduced: gather.reduced as i32,
+            columns: gather.columns as i32,
+            tiles: self.reduction_tiles(pass, &gather, taps) as i32,
+            lanes: gather.lanes as i32,
+            add: operands.add.into(),
+        };
+        let tiles = match pass {
+            Pass::Forward => tiles::forward(self.arithmetic, gather.aligned),
+            Pass::BackwardData => tiles::backward_data(self.arithmetic, gather.aligned),
+        };
+        let parts = parts * gather.lanes;
+        let tile = tiles::choose(tiles, self.tile, pixels, gather.columns, parts);
+        let grid = tile.grid(pixels, gather.columns, parts);
+        launch(Launch::Gather(tile.entry, grid, tile.shared_bytes(), p))?;
+        if !split {
+            return Ok(());
+        }
+        let sum = params::SumLanes {
+            y: p.y,
+            y2: std::ptr::null_mut(),
+            partial: p.partial,
+            bias: p.bias,
+            per_image: p.per_image,
+            residual: p.residual,
+            len: self.results(pass) as i64,
+            len2: 0,
+            image_len: (self.results(pass) / op.n) as i64,
+            channels: p.groups * p.columns,
+            lanes: p.lanes,
+            add: p.add,
+            add2: 0,
+        };
+        launch(Launch::Sum(self.sum(), sum))
+    }
+
+    fn outer_lanes(&self) -> usize {
+        let op = &self.op;
+        let parts = op.options.groups;
+        let [oh, ow] = op.output_size();
+        let columns = op.kernel[0] * op.kernel[1] * op.c_in / parts;
+        let tiles = (op.c_out / parts).div_ceil(128) * columns.div_ceil(128) * parts;
+        let most = (oh * ow / OUTER_LANE_PIXELS).clamp(3, MOST_OUTER_LANES);
+        MULTIPROCESSORS.div_ceil(tiles).clamp(1, most)
+    }
+
+    pub(super) fn outer_workspace_len(&self) -> usize {
+        match self.outer_lanes() {
+            1 => 0,
+            lanes => lanes * (self.op.weight_len() + self.op.c_out),
+        }
+    }
+
+    pub(super) fn launch_outer(
+        &self,
+        operands: &OuterOperands,
+        launch: &mut dyn FnMut(Launch) -> Result<()>,
+    ) -> Result<()> {
+        let op = &self.op;
+        let parts = op.options.groups;
+        let (c_in, c_out) = (op.c_in / parts, op.c_out / parts);
+        let taps = op.kernel[0] * op.kernel[1];
+        let [oh, ow] = op.output_size();
+        let pixels = op.n * oh * ow;
+        let lanes = self.outer_lanes();
+        let second = self.source.second_channels;
+        let p = params::ConvOuter {
+            d_weight: operands.d_weight.cast(),
+            d_bias: operands.d_bias,
+            partial: if lanes > 1 { operands.workspace } else { std::ptr::null_mut() },
+            x: operands.x.cast(),
+            x2: operands.x2.cast(),
+            d_y: operands.d_y.cast(),
+            down: forward_axis(op, 0),
+            along: forward_axis(op, 1),
+            images: op.n as i32,
+            pixels: pixels as i32,
+            x_channels: (op.c_in - second) as i32,
+            x2_channels: second as i32,
+            enlarge: self.source.enlarge as i32,
+            kernel_width: op.kernel[1] as i32,
+            kernel_taps: taps as i32,
+            groups: parts as i32,
+            c_in: c_in as i32,
+            c_out: c_out as i32,
+            tiles: pixels.div_ceil(self.arithmetic.depth()) as i32,
+            lanes: lanes as i32,
+            add: operands.add.into(),
+            add_bias: operands.add_bias.into(),
+        };
+        let aligned = self.is_aligned(&[c_in, c_out, second]);
+        let parts = parts * lanes;
+        let tiles = tiles::backward_weight(self.arithmetic, aligned);
+        let tile = tiles::choose(tiles, self.tile, c_out, taps * c_in, parts);
+        let grid = tile.grid(c_out, taps * c_in, parts);
+        launch(Launch::Outer(tile.entry, grid, tile.shared_bytes(), p))?;
+        if lanes == 1 {
+            return Ok(());
+        }
+        let sum = params::SumLanes {
+            y: p.d_weight,
+            y2: p.d_bias,
+            partial: p.partial,
+            bias: std::ptr::null(),
+            per_image: std::ptr::null(),
+            residual: std::ptr::null(),
+            len: op.weight_len() as i64,
+            len2: op.c_out as i64,
+            image_len: 1,
+            channels: 1,
+            lanes: p.lanes,
+            add: p.add,
+            add2: p.add_bias,
+        };
+        launch(Launch::Sum(&SUM_LANES_F32, sum))
+    }
+}
