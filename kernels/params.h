@@ -548,6 +548,65 @@ struct AxisMap {
     Word add;
 };
 
+/* pooling.cu */
+
+/** Largest or mean value of windows. */
+struct Pooling {
+    float *y;         /* [n, oh, ow, c]; backward: d_x [n, h, w, c] */
+    const float *x;   /* [n, h, w, c] */
+    const float *d_y; /* [n, oh, ow, c]; null forward */
+    int h;
+    int w;
+    int oh;
+    int ow;
+    int c;
+    int kernel_h;
+    int kernel_w;
+    int stride;
+    int padding;
+    Word mean; /* or largest */
+    Word add;
+};
+
+/* variational.cu */
+
+/** loss[n], or its gradient, of a term of the variational bound. */
+struct Variational {
+    float *out;                /* [n]; backward: as the prediction */
+    const float *prediction;   /* [n, len], learned: [n, 2 len] */
+    const float *x0;           /* [n, len] */
+    const float *coefficients; /* [n, 12] */
+    const Word *keys;          /* [n, 4] */
+    Len len;
+    int channels;
+    Word learned;
+    Word hold_mean;
+    float half_bin;
+    float scale;
+    Word add;
+};
+
+/* empirical.cu */
+
+/** The optimal denoiser of a data set. */
+struct Empirical {
+    float *out;          /* [n, len]: y; backward: d_x */
+    float *log_sum;      /* [n, 2]; backward: read */
+    double *statistics;  /* [chunks, n, 2] */
+    float *sums;         /* [chunks, n, len] */
+    const float *x;      /* [n, len] */
+    const float *data;   /* [m, len] */
+    const float *std;    /* [n] */
+    const float *signal; /* [n]; may be null */
+    const float *y;      /* [n, len]; null forward */
+    const float *d_y;    /* [n, len]; null forward */
+    Len n;
+    Len m;
+    Len len;
+    int chunks;
+    Word add;
+};
+
 /* check.cu */
 
 /** Sets *found to 1 where a value is NaN or infinite. */

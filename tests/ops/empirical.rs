@@ -4,7 +4,7 @@ use langevin::backend::cpu::Pool;
 use langevin::backend::cpu::empirical::nearest_two;
 use langevin::backend::cpu::isa::Isa;
 
-use super::common::{Case, Input, Terms, assert_close, assert_same_bits, values};
+use super::common::{Case, Input, Terms, assert_close, assert_same_bits, on_every_backend, values};
 
 /// E[x_0 | x] for every state; `std` and `signal` one a state.
 fn reference(len: usize, x: &[f64], data: &[f64], std: &[f64], signal: &[f64]) -> Vec<f64> {
@@ -67,97 +67,107 @@ fn empirical_matches_f64_and_finite_differences_over_several_chunks_of_images() 
 
 #[test]
 fn empirical_of_many_states_does_not_depend_on_how_they_are_grouped() {
-    let (n, m, len) = (37, 300, 40);
-    let inputs = [
-        Input::image(&[n, len]),
-        Input::parameter(&[m, len]).seed(5).fixed(),
-        Input::image(&[n]).with(&stds(n, len)).fixed(),
-    ];
-    let case = Case::new(&inputs, |p, t| p.empirical(t[0], t[1], t[2], None).unwrap());
-    let (one, three) = (case.run(1, None), case.run(3, None));
-    let x: Vec<Vec<f64>> =
-        inputs.iter().map(|i| i.values().iter().map(|&v| f64::from(v)).collect()).collect();
-    let expected = reference(len, &x[0], &x[1], &x[2], &[1.0; 37]);
-    assert_close("output", &one.output, &expected, 1e-5, 0.0);
-    assert_same_bits("output", &one.output, &three.output);
-    let gradients = (one.gradients[0].as_ref().unwrap(), three.gradients[0].as_ref().unwrap());
-    assert_same_bits("gradient", gradients.0, gradients.1);
+    on_every_backend(|| {
+        let (n, m, len) = (37, 300, 40);
+        let inputs = [
+            Input::image(&[n, len]),
+            Input::parameter(&[m, len]).seed(5).fixed(),
+            Input::image(&[n]).with(&stds(n, len)).fixed(),
+        ];
+        let case = Case::new(&inputs, |p, t| p.empirical(t[0], t[1], t[2], None).unwrap());
+        let (one, three) = (case.run(1, None), case.run(3, None));
+        let x: Vec<Vec<f64>> =
+            inputs.iter().map(|i| i.values().iter().map(|&v| f64::from(v)).collect()).collect();
+        let expected = reference(len, &x[0], &x[1], &x[2], &[1.0; 37]);
+        assert_close("output", &one.output, &expected, 1e-5, 0.0);
+        assert_same_bits("output", &one.output, &three.output);
+        let gradients = (one.gradients[0].as_ref().unwrap(), three.gradients[0].as_ref().unwrap());
+        assert_same_bits("gradient", gradients.0, gradients.1);
+    });
 }
 
 #[test]
 fn two_points_are_denoised_to_a_hyperbolic_tangent() {
-    // E[x_0 | x] = m tanh(alpha m . x / sigma^2), from no signal to almost no noise.
-    let len = 50;
-    let m = values(3, len);
-    let data: Vec<f32> = m.iter().copied().chain(m.iter().map(|v| -v)).collect();
-    let pairs = [(1.0, 0.05), (0.9, 0.4), (0.5, 0.9), (0.01, 1.0), (0.0, 1.0), (1.0, 30.0)];
-    let mut x = values(4, len * pairs.len());
-    x.chunks_exact_mut(len).for_each(|x| x[0] += 0.5 * m[0]);
-    let inputs = [
-        Input::image(&[pairs.len(), len]).with(&x),
-        Input::parameter(&[2, len]).with(&data).fixed(),
-        Input::image(&[pairs.len()]).with(&pairs.map(|p| p.1)).fixed(),
-        Input::image(&[pairs.len()]).with(&pairs.map(|p| p.0)).fixed(),
-    ];
-    let case = Case::new(&inputs, |p, t| p.empirical(t[0], t[1], t[2], Some(t[3])).unwrap());
-    let found = case.run(2, None).output;
-    for ((x, found), (alpha, sigma)) in x
-        .chunks_exact(len)
-        .zip(found.chunks_exact(len))
-        .zip(pairs.map(|(a, s)| (f64::from(a), f64::from(s))))
-    {
-        let product: f64 = x.iter().zip(&m).map(|(&x, &m)| f64::from(x) * f64::from(m)).sum();
-        let factor = (alpha * product / (sigma * sigma)).tanh();
-        let expected: Vec<f64> = m.iter().map(|&m| f64::from(m) * factor).collect();
-        assert_close("output", found, &expected, 1e-5, 0.1);
-    }
+    on_every_backend(|| {
+        // E[x_0 | x] = m tanh(alpha m . x / sigma^2), from no signal to almost no noise.
+        let len = 50;
+        let m = values(3, len);
+        let data: Vec<f32> = m.iter().copied().chain(m.iter().map(|v| -v)).collect();
+        let pairs = [(1.0, 0.05), (0.9, 0.4), (0.5, 0.9), (0.01, 1.0), (0.0, 1.0), (1.0, 30.0)];
+        let mut x = values(4, len * pairs.len());
+        x.chunks_exact_mut(len).for_each(|x| x[0] += 0.5 * m[0]);
+        let inputs = [
+            Input::image(&[pairs.len(), len]).with(&x),
+            Input::parameter(&[2, len]).with(&data).fixed(),
+            Input::image(&[pairs.len()]).with(&pairs.map(|p| p.1)).fixed(),
+            Input::image(&[pairs.len()]).with(&pairs.map(|p| p.0)).fixed(),
+        ];
+        let case = Case::new(&inputs, |p, t| p.empirical(t[0], t[1], t[2], Some(t[3])).unwrap());
+        let found = case.run(2, None).output;
+        for ((x, found), (alpha, sigma)) in x
+            .chunks_exact(len)
+            .zip(found.chunks_exact(len))
+            .zip(pairs.map(|(a, s)| (f64::from(a), f64::from(s))))
+        {
+            let product: f64 = x.iter().zip(&m).map(|(&x, &m)| f64::from(x) * f64::from(m)).sum();
+            let factor = (alpha * product / (sigma * sigma)).tanh();
+            let expected: Vec<f64> = m.iter().map(|&m| f64::from(m) * factor).collect();
+            assert_close("output", found, &expected, 1e-5, 0.1);
+        }
+    });
 }
 
 #[test]
 fn neighbours_far_from_the_origin_keep_their_weights() {
-    // Squared norms are near 3e5, where f32 is 0.03 apart; distances are near 1e-2.
-    let len = 30;
-    let far = |seed: u64| values(seed, len).into_iter().map(|v| 100.0 + v / 32.0);
-    let data: Vec<f32> = (0..6).flat_map(far).collect();
-    let x: Vec<f32> = far(9).collect();
-    let inputs = [
-        Input::image(&[1, len]).with(&x),
-        Input::parameter(&[6, len]).with(&data).fixed(),
-        Input::image(&[1]).with(&[0.05]).fixed(),
-    ];
-    let wide = |v: &[f32]| v.iter().map(|&v| f64::from(v)).collect::<Vec<_>>();
-    let expected = reference(len, &wide(&x), &wide(&data), &[f64::from(0.05f32)], &[1.0]);
-    let case = Case::new(&inputs, |p, t| p.empirical(t[0], t[1], t[2], None).unwrap());
-    // The values themselves are 8e-6 apart.
-    assert_close("output", &case.run(1, None).output, &expected, 2e-7, 0.0);
+    on_every_backend(|| {
+        // Squared norms are near 3e5, where f32 is 0.03 apart; distances are near 1e-2.
+        let len = 30;
+        let far = |seed: u64| values(seed, len).into_iter().map(|v| 100.0 + v / 32.0);
+        let data: Vec<f32> = (0..6).flat_map(far).collect();
+        let x: Vec<f32> = far(9).collect();
+        let inputs = [
+            Input::image(&[1, len]).with(&x),
+            Input::parameter(&[6, len]).with(&data).fixed(),
+            Input::image(&[1]).with(&[0.05]).fixed(),
+        ];
+        let wide = |v: &[f32]| v.iter().map(|&v| f64::from(v)).collect::<Vec<_>>();
+        let expected = reference(len, &wide(&x), &wide(&data), &[f64::from(0.05f32)], &[1.0]);
+        let case = Case::new(&inputs, |p, t| p.empirical(t[0], t[1], t[2], None).unwrap());
+        // The values themselves are 8e-6 apart.
+        assert_close("output", &case.run(1, None).output, &expected, 2e-7, 0.0);
+    });
 }
 
 #[test]
 fn without_noise_the_nearest_image_remains_and_equal_ones_share() {
-    let data = [0.0, 0.0, 1.0, 0.0, 0.0, 1.0, 4.0, 4.0];
-    let inputs = [
-        Input::image(&[2, 2]).with(&[3.0, 3.5, 0.75, 0.75]),
-        Input::parameter(&[4, 2]).with(&data).fixed(),
-        Input::image(&[2]).with(&[0.0, 0.0]).fixed(),
-    ];
-    let case = Case::new(&inputs, |p, t| p.empirical(t[0], t[1], t[2], None).unwrap());
-    assert_eq!(case.run(1, None).output, [4.0, 4.0, 0.5, 0.5]);
+    on_every_backend(|| {
+        let data = [0.0, 0.0, 1.0, 0.0, 0.0, 1.0, 4.0, 4.0];
+        let inputs = [
+            Input::image(&[2, 2]).with(&[3.0, 3.5, 0.75, 0.75]),
+            Input::parameter(&[4, 2]).with(&data).fixed(),
+            Input::image(&[2]).with(&[0.0, 0.0]).fixed(),
+        ];
+        let case = Case::new(&inputs, |p, t| p.empirical(t[0], t[1], t[2], None).unwrap());
+        assert_eq!(case.run(1, None).output, [4.0, 4.0, 0.5, 0.5]);
+    });
 }
 
 #[test]
 fn what_is_not_finite_stays_visible() {
-    for (at, name) in [(0, "state"), (1, "image")] {
-        let mut inputs = [
-            Input::image(&[1, 40]),
-            Input::parameter(&[70, 40]).fixed(),
-            Input::image(&[1]).with(&[2.0]).fixed(),
-        ];
-        let mut values = inputs[at].values();
-        values[23] = f32::NAN;
-        inputs[at] = inputs[at].clone().with(&values);
-        let case = Case::new(&inputs, |p, t| p.empirical(t[0], t[1], t[2], None).unwrap());
-        assert!(case.run(1, None).output.iter().any(|v| v.is_nan()), "{name}");
-    }
+    on_every_backend(|| {
+        for (at, name) in [(0, "state"), (1, "image")] {
+            let mut inputs = [
+                Input::image(&[1, 40]),
+                Input::parameter(&[70, 40]).fixed(),
+                Input::image(&[1]).with(&[2.0]).fixed(),
+            ];
+            let mut values = inputs[at].values();
+            values[23] = f32::NAN;
+            inputs[at] = inputs[at].clone().with(&values);
+            let case = Case::new(&inputs, |p, t| p.empirical(t[0], t[1], t[2], None).unwrap());
+            assert!(case.run(1, None).output.iter().any(|v| v.is_nan()), "{name}");
+        }
+    });
 }
 
 #[test]

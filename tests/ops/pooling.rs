@@ -1,6 +1,6 @@
 //! Largest and mean values of windows.
 
-use super::common::{Case, Input, Terms};
+use super::common::{Case, Input, Terms, on_every_backend};
 use langevin::ops::pooling::Reduction;
 use langevin::plan::{DType, Plan};
 
@@ -64,16 +64,18 @@ fn pooling_matches_f64_in_both_passes() {
 
 #[test]
 fn the_gradient_of_equal_values_goes_to_the_first() {
-    let mut plan = Plan::new();
-    let x = plan.input("x", &[1, 2, 2, 1], DType::F32);
-    let y = plan.pooling(x, [2, 2], 1, 0, Reduction::Max).expect("fits");
-    let case = Case::new(&[Input::image(&[1, 2, 2, 1]).with(&[0.5; 4])], |p, t| {
-        p.pooling(t[0], [2, 2], 1, 0, Reduction::Max).unwrap()
+    on_every_backend(|| {
+        let mut plan = Plan::new();
+        let x = plan.input("x", &[1, 2, 2, 1], DType::F32);
+        let y = plan.pooling(x, [2, 2], 1, 0, Reduction::Max).expect("fits");
+        let case = Case::new(&[Input::image(&[1, 2, 2, 1]).with(&[0.5; 4])], |p, t| {
+            p.pooling(t[0], [2, 2], 1, 0, Reduction::Max).unwrap()
+        });
+        let outcome = case.run(1, None);
+        let gradient = outcome.gradients[0].as_ref().expect("a gradient");
+        assert!(gradient[0] != 0.0 && gradient[1..] == [0.0; 3], "{gradient:?}");
+        assert_eq!(plan.shape(y), [1, 1, 1, 1]);
     });
-    let outcome = case.run(1, None);
-    let gradient = outcome.gradients[0].as_ref().expect("a gradient");
-    assert!(gradient[0] != 0.0 && gradient[1..] == [0.0; 3], "{gradient:?}");
-    assert_eq!(plan.shape(y), [1, 1, 1, 1]);
 }
 
 #[test]

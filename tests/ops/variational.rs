@@ -4,7 +4,7 @@ use langevin::ops::variational::Options;
 use langevin::ops::variational::column::{self, COLUMNS};
 use langevin::plan::{DType, Mode, Plan, Role, TensorId, Wrt};
 
-use super::common::{Machine, assert_close, assert_same_bits, rounding, values};
+use super::common::{Machine, assert_close, assert_same_bits, on_every_backend, rounding, values};
 use super::noising::{keys, noise};
 
 struct Problem {
@@ -150,59 +150,67 @@ fn problems() -> Vec<Problem> {
 
 #[test]
 fn variational_matches_f64_with_and_without_a_learned_variance() {
-    for problem in problems() {
-        let prediction: Vec<f64> = problem.prediction.iter().map(|&v| v.into()).collect();
-        let [loss, _] = problem.run(0..problem.n, 1, false);
-        let expected: Vec<f64> =
-            (0..problem.n).map(|i| problem.reference(i, &prediction, &prediction)).collect();
-        assert_close("loss", &loss, &expected, rounding(2), 0.0);
-    }
+    on_every_backend(|| {
+        for problem in problems() {
+            let prediction: Vec<f64> = problem.prediction.iter().map(|&v| v.into()).collect();
+            let [loss, _] = problem.run(0..problem.n, 1, false);
+            let expected: Vec<f64> =
+                (0..problem.n).map(|i| problem.reference(i, &prediction, &prediction)).collect();
+            assert_close("loss", &loss, &expected, rounding(2), 0.0);
+        }
+    });
 }
 
 #[test]
 fn variational_backward_matches_finite_differences_of_the_scaled_sum() {
-    for problem in problems() {
-        let [_, gradient] = problem.run(0..problem.n, 1, false);
-        let fixed: Vec<f64> = problem.prediction.iter().map(|&v| v.into()).collect();
-        let mut x = fixed.clone();
-        let h = 1e-4;
-        let per_image = x.len() / problem.n;
-        let (mut found, mut expected) = (Vec::new(), Vec::new());
-        for e in (0..x.len()).step_by((x.len() / 40).max(1)) {
-            let image = e / per_image;
-            let mut objective = |v: f64| {
-                x[e] = v;
-                let held = if problem.options.hold_mean { &fixed } else { &x };
-                f64::from(problem.options.scale) * problem.reference(image, &x, held)
-            };
-            expected.push((objective(fixed[e] + h) - objective(fixed[e] - h)) / (2.0 * h));
-            x[e] = fixed[e];
-            found.push(gradient[e]);
+    on_every_backend(|| {
+        for problem in problems() {
+            let [_, gradient] = problem.run(0..problem.n, 1, false);
+            let fixed: Vec<f64> = problem.prediction.iter().map(|&v| v.into()).collect();
+            let mut x = fixed.clone();
+            let h = 1e-4;
+            let per_image = x.len() / problem.n;
+            let (mut found, mut expected) = (Vec::new(), Vec::new());
+            for e in (0..x.len()).step_by((x.len() / 40).max(1)) {
+                let image = e / per_image;
+                let mut objective = |v: f64| {
+                    x[e] = v;
+                    let held = if problem.options.hold_mean { &fixed } else { &x };
+                    f64::from(problem.options.scale) * problem.reference(image, &x, held)
+                };
+                expected.push((objective(fixed[e] + h) - objective(fixed[e] - h)) / (2.0 * h));
+                x[e] = fixed[e];
+                found.push(gradient[e]);
+            }
+            assert_close("d_prediction", &found, &expected, rounding(8), 0.0);
         }
-        assert_close("d_prediction", &found, &expected, rounding(8), 0.0);
-    }
+    });
 }
 
 #[test]
 fn variational_backward_adds_to_what_is_there() {
-    let problem = Problem::new(2, 30, 3, true, false);
-    let [_, once] = problem.run(0..2, 1, false);
-    let [_, added] = problem.run(0..2, 1, true);
-    let expected: Vec<f64> = once.iter().map(|&v| f64::from(v) + 1.0).collect();
-    assert_close("d_prediction", &added, &expected, rounding(1), 0.0);
+    on_every_backend(|| {
+        let problem = Problem::new(2, 30, 3, true, false);
+        let [_, once] = problem.run(0..2, 1, false);
+        let [_, added] = problem.run(0..2, 1, true);
+        let expected: Vec<f64> = once.iter().map(|&v| f64::from(v) + 1.0).collect();
+        assert_close("d_prediction", &added, &expected, rounding(1), 0.0);
+    });
 }
 
 #[test]
 fn threads_and_batches_change_no_bits_of_a_variational_term() {
-    let problem = Problem::new(3, 700, 2, true, false);
-    let [loss, gradient] = problem.run(0..3, 1, false);
-    let [again, gradient_again] = problem.run(0..3, 3, false);
-    assert_same_bits("loss", &again, &loss);
-    assert_same_bits("gradient", &gradient_again, &gradient);
-    let len = gradient.len() / 3;
-    for i in 0..3 {
-        let [alone, gradient_alone] = problem.run(i..i + 1, 2, false);
-        assert_same_bits("loss of one image", &alone, &loss[i..=i]);
-        assert_same_bits("gradient of one image", &gradient_alone, &gradient[i * len..][..len]);
-    }
+    on_every_backend(|| {
+        let problem = Problem::new(3, 700, 2, true, false);
+        let [loss, gradient] = problem.run(0..3, 1, false);
+        let [again, gradient_again] = problem.run(0..3, 3, false);
+        assert_same_bits("loss", &again, &loss);
+        assert_same_bits("gradient", &gradient_again, &gradient);
+        let len = gradient.len() / 3;
+        for i in 0..3 {
+            let [alone, gradient_alone] = problem.run(i..i + 1, 2, false);
+            assert_same_bits("loss of one image", &alone, &loss[i..=i]);
+            assert_same_bits("gradient of one image", &gradient_alone, &gradient[i * len..][..len]);
+        }
+    });
 }

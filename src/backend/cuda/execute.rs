@@ -3,8 +3,9 @@
 
 use super::arguments::Call;
 use super::{
-    attention, axis_map, broadcast, concat, conv2d, dropout, embedding, loss, matmul, noising,
-    norm, optimizer, pointwise, resample, sampler_control, sampler_step,
+    attention, axis_map, broadcast, concat, conv2d, dropout, embedding, empirical, loss, matmul,
+    noising, norm, optimizer, pointwise, pooling, resample, sampler_control, sampler_step,
+    variational,
 };
 use crate::error::{Error, Result};
 use crate::ops::Op;
@@ -62,13 +63,14 @@ pub(super) fn execute(op: &Op, call: Option<&Call>) -> Result<()> {
         Op::SamplerEstimateBackward(op) => with(call, op, sampler_control::estimate_backward),
         Op::SamplerResidual(op) => with(call, op, sampler_control::residual),
         Op::AxisMap(op) => with(call, op, axis_map::axis_map),
-        Op::Pooling(_)
-        | Op::PoolingBackward(_)
-        | Op::Variational(_)
-        | Op::VariationalBackward(_)
-        | Op::Empirical(_)
-        | Op::EmpiricalBackward(_)
-        | Op::PackWeight(_) => Err(missing(op)),
+        Op::Pooling(op) => with(call, op, pooling::pooling),
+        Op::PoolingBackward(op) => with(call, op, pooling::pooling_backward),
+        Op::Variational(op) => with(call, op, variational::variational),
+        Op::VariationalBackward(op) => with(call, op, variational::variational_backward),
+        Op::Empirical(op) => with(call, op, empirical::empirical),
+        Op::EmpiricalBackward(op) => with(call, op, empirical::empirical_backward),
+        // Only the CPU's lowering packs weights.
+        Op::PackWeight(_) => Err(missing(op)),
     }
 }
 

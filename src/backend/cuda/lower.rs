@@ -1,7 +1,7 @@
 //! From a plan to what the GPU executes: dropped copies, fused additions, scratch memory.
 
 use super::execute::execute;
-use super::{attention, conv2d, matmul, norm, optimizer};
+use super::{attention, conv2d, empirical, matmul, norm, optimizer};
 use crate::backend::Program;
 use crate::error::Result;
 use crate::ops::Op;
@@ -32,6 +32,7 @@ fn workspace_len(node: &Node) -> usize {
         Op::LinearBackwardWeight(op) => matmul::backward_weight_workspace_len(op),
         Op::NormBackward(op) => norm::backward_workspace_len(op),
         Op::AttentionBackward(op) => attention::backward_workspace_len(op),
+        Op::Empirical(op) | Op::EmpiricalBackward(op) => empirical::workspace_len(op),
         Op::GlobalNorm(op) => optimizer::norm_workspace_len(op),
         _ => 0,
     }

@@ -37,6 +37,8 @@ mod dropout;
 #[cfg(langevin_cuda)]
 mod embedding;
 #[cfg(langevin_cuda)]
+mod empirical;
+#[cfg(langevin_cuda)]
 pub mod entries;
 #[cfg(langevin_cuda)]
 mod execute;
@@ -59,11 +61,15 @@ mod optimizer;
 #[cfg(langevin_cuda)]
 mod pointwise;
 #[cfg(langevin_cuda)]
+mod pooling;
+#[cfg(langevin_cuda)]
 mod resample;
 #[cfg(langevin_cuda)]
 mod sampler_control;
 #[cfg(langevin_cuda)]
 mod sampler_step;
+#[cfg(langevin_cuda)]
+mod variational;
 
 #[cfg(langevin_cuda)]
 pub use arguments::Call;
