@@ -115,8 +115,8 @@ fn training(c: &mut Criterion, limit: f64, preset: &str, n: usize) {
     };
     measure(c, limit, "step/train/cpu", &format!("{preset}-b{n}"), flops, &mut || {
         step.refresh(&mut engine).expect("runs");
-        step.accumulate(&mut engine, 0, &batch, &mut losses).expect("runs");
-        step.update(&mut engine, control).expect("runs");
+        let started = step.start(&mut engine, 0, &batch, &control).expect("runs");
+        step.finish(&mut engine, started, &mut losses).expect("runs");
     });
 }
 

@@ -4,7 +4,7 @@
 //! activation arena that all programs share (only one runs at a time; what a
 //! program needs from before it runs is uploaded again).
 
-use super::{Arenas, Backend, Buffer, Program};
+use super::{Arenas, Backend, Buffer, Fetch, Program};
 use crate::error::{Error, Result};
 use crate::plan::{DType, Plan, Role, Space, TensorId};
 
@@ -240,20 +240,38 @@ impl Engine {
 
     /// Downloads an f32 tensor of a program.
     pub fn get(&mut self, loaded: &Loaded, id: TensorId, values: &mut [f32]) -> Result<()> {
+        let (buffer, offset) = self.output(loaded, id, values.len())?;
+        self.backend.download(&buffer, offset, bytemuck::cast_slice_mut(values))
+    }
+
+    /// Starts to download an f32 tensor of a program, as it is after the runs so far,
+    /// without waiting; the values come from [`Engine::collect`].
+    pub fn fetch(&mut self, loaded: &Loaded, id: TensorId) -> Result<Fetch> {
+        let len = loaded.program.plan.tensor(id).len();
+        let (buffer, offset) = self.output(loaded, id, len)?;
+        self.backend.fetch(&buffer, offset, len * DType::F32.bytes())
+    }
+
+    /// Waits for a fetched tensor; runs that were started after it go on.
+    pub fn collect(&mut self, fetch: Fetch, values: &mut [f32]) -> Result<()> {
+        self.backend.collect(fetch, bytemuck::cast_slice_mut(values))
+    }
+
+    /// Where a tensor that is to be downloaded lies.
+    fn output(&self, loaded: &Loaded, id: TensorId, len: usize) -> Result<(Buffer, usize)> {
         let tensor = loaded.program.plan.tensor(id);
-        if tensor.len() != values.len() || tensor.dtype != DType::F32 {
+        if tensor.len() != len || tensor.dtype != DType::F32 {
             return Err(Error::Shape {
                 op: "download",
                 tensor: tensor.name.clone(),
                 expected: format!("{} values of {:?}", tensor.len(), tensor.dtype),
-                found: vec![values.len()],
+                found: vec![len],
             });
         }
         debug_assert_ne!(tensor.role, Role::Transient, "`{}` is not kept", tensor.name);
         let (space, offset) = loaded.program.place(id);
         let arenas = self.arenas_for(loaded);
-        let buffer = self.buffer(&arenas, space)?;
-        self.backend.download(&buffer, offset, bytemuck::cast_slice_mut(values))
+        Ok((self.buffer(&arenas, space)?, offset))
     }
 
     fn buffer(&self, arenas: &Arenas, space: Space) -> Result<Buffer> {

@@ -2,7 +2,7 @@
 //!
 //! A backend first lowers a plan (packing, workspace, fusion are its business),
 //! the memory plan then gives every tensor an offset, and [`Backend::run`]
-//! executes the result. Only `download` and `synchronize` may block.
+//! executes the result. Only `download`, `collect` and `synchronize` wait for results.
 
 pub mod cpu;
 pub mod cuda;
@@ -34,6 +34,15 @@ pub struct DeviceInfo {
 /// Memory of a backend, by handle. Freed with [`Backend::free`] or with the backend.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Buffer {
+    /// Index in the backend's table.
+    pub(crate) id: usize,
+    /// Size.
+    pub bytes: usize,
+}
+
+/// Bytes on their way from the device; see [`Backend::fetch`].
+#[derive(Debug)]
+pub struct Fetch {
     /// Index in the backend's table.
     pub(crate) id: usize,
     /// Size.
@@ -94,9 +103,7 @@ impl Program {
             let aliased = written().find(|t| node.inputs.contains(&Some(*t)));
             assert!(aliased.is_none(), "{} reads what it writes", node.op.name());
         }
-        static NEXT: AtomicU64 = AtomicU64::new(0);
-        let id = NEXT.fetch_add(1, Ordering::Relaxed);
-        Program { id, plan, prologue, memory }
+        Program { id: next_id(), plan, prologue, memory }
     }
 
     /// The sampler's update at the end of this program, alone and in the same
@@ -107,7 +114,7 @@ impl Program {
         if from == self.plan.nodes.len() {
             return None;
         }
-        let mut update = self.clone();
+        let mut update = Program { id: next_id(), ..self.clone() };
         update.plan.nodes.drain(..from);
         update.prologue.clear();
         update.memory.packed_bytes = 0;
@@ -118,6 +125,12 @@ impl Program {
     pub fn place(&self, id: TensorId) -> (Space, usize) {
         (self.plan.tensor(id).space, self.memory.offsets[id.index()])
     }
+}
+
+/// A number that no program has yet.
+fn next_id() -> u64 {
+    static NEXT: AtomicU64 = AtomicU64::new(0);
+    NEXT.fetch_add(1, Ordering::Relaxed)
 }
 
 /// What executes programs. Object-safe; one instance a device.
@@ -140,14 +153,22 @@ pub trait Backend: Send {
     /// Copies bytes from the device after everything before has finished.
     fn download(&mut self, buffer: &Buffer, offset: usize, bytes: &mut [u8]) -> Result<()>;
 
+    /// Starts to copy bytes from the device after everything before, and does not
+    /// wait: later runs may overwrite them. Every fetch is collected once.
+    fn fetch(&mut self, buffer: &Buffer, offset: usize, bytes: usize) -> Result<Fetch>;
+
+    /// Waits until a fetch, and what came before it, has finished; not for later runs.
+    fn collect(&mut self, fetch: Fetch, bytes: &mut [u8]) -> Result<()>;
+
     /// Runs the prologue: call after the weights have changed.
     fn refresh(&mut self, program: &Program, arenas: &Arenas) -> Result<()>;
 
     /// Runs all nodes in order. Allocates nothing.
     fn run(&mut self, program: &Program, arenas: &Arenas) -> Result<()>;
 
-    /// As `run`, but looks at every output of every node and returns the first
-    /// tensor that holds a NaN or an infinity.
+    /// As `run`, but leaves the weights as they are ([`Op::is_optimizer`](crate::ops::Op::is_optimizer)), looks at
+    /// every output of every node and returns the first tensor that holds a NaN or an
+    /// infinity.
     fn run_checked(&mut self, program: &Program, arenas: &Arenas) -> Result<Option<TensorId>>;
 
     /// Waits until everything has finished.

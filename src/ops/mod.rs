@@ -161,6 +161,11 @@ impl Op {
         )
     }
 
+    /// Whether it changes weights and the optimizer's state.
+    pub fn is_optimizer(&self) -> bool {
+        matches!(self, Op::AdamW(_))
+    }
+
     /// Whether input `i` influences the outputs differentiably.
     pub fn is_differentiable(&self, i: usize) -> bool {
         match self {

@@ -27,7 +27,7 @@ pub use begin::initial_weights;
 use begin::{initial_from, load_checkpoint};
 use fit::check_fit;
 use metrics::{MetricsLog, Record};
-use run::{Run, grid_drawing};
+use run::{InFlight, Run, grid_drawing};
 use step::{Batch, StepPrograms};
 
 /// File of the resolved configuration in a run directory.
@@ -182,58 +182,68 @@ pub fn train(backend: Box<dyn Backend>, request: Request, say: Report) -> Result
         run.save(&mut directory, 0)?;
     }
     atomic::write_file(out.join(CONFIG), run.config.to_toml()?)?;
-    let mut log = match resumed {
+    let log = match resumed {
         true => MetricsLog::resume(&out, start)?,
         false => MetricsLog::create(&out)?,
     };
 
     let began = Instant::now();
     let bar = progress::Progress::new("train", config.train.steps, start);
+    let since = (Instant::now(), start);
+    let mut report = StepReport { log, bar, began, since, last_loss: None };
     let mut last_saved = resumed.then_some(start);
-    let mut last_loss = None;
-    let mut since = (Instant::now(), start);
+    // A device beside the host is given the next step before the numbers of the last
+    // one are read, so that it does not wait for the host.
+    let ahead = !run.engine.backend().info().is_host;
+    let mut running = None;
     for done in start..config.train.steps {
-        let mut record = match run.optimizer_step(done) {
-            Ok(record) => record,
+        let started = match run.start(done, stop) {
+            Ok(started) => started,
             Err(error) => {
-                log.flush()?;
+                report.log.flush()?;
                 return Err(error);
             }
         };
-        last_loss = Some(record.loss);
+        if let Some(earlier) = running.take() {
+            report.settle(&mut run, earlier)?;
+        }
+        let Some(step) = started else {
+            report.log.flush()?;
+            if last_saved != Some(done) {
+                run.save(&mut directory, done)?;
+                directory.prune(config.train.keep)?;
+            }
+            report.bar.finish();
+            return Err(Error::Interrupted { step: done, saved: out });
+        };
         let now = done + 1;
         let finished = now == config.train.steps;
-        if now.is_multiple_of(config.train.log_every) || finished {
-            let seconds = since.0.elapsed().as_secs_f64().max(1e-9);
-            let images = (now - since.1) * run.images_per_step();
-            record.seconds = began.elapsed().as_secs_f64();
-            record.images_per_second = images as f64 / seconds;
-            since = (Instant::now(), now);
-            // The last record of a run that is prolonged later is not one of the
-            // longer run's, unless it falls on its grid.
-            if now.is_multiple_of(config.train.log_every) {
-                log.push(&record)?;
-            }
-        }
-        bar.update(now, format_args!("loss {:.4}", record.loss));
         let stopping = stop.load(Ordering::Relaxed);
-        if now.is_multiple_of(config.train.checkpoint_every) || finished || stopping {
-            log.flush()?;
+        let saves = now.is_multiple_of(config.train.checkpoint_every) || finished || stopping;
+        let every = config.train.sample_every;
+        let draws = every > 0 && now.is_multiple_of(every) && !finished;
+        if ahead && !saves && !draws {
+            running = Some(step);
+            continue;
+        }
+        report.settle(&mut run, step)?;
+        if saves {
+            report.log.flush()?;
             run.save(&mut directory, now)?;
             directory.prune(config.train.keep)?;
             last_saved = Some(now);
         }
         if stopping && !finished {
-            bar.finish();
+            report.bar.finish();
             return Err(Error::Interrupted { step: now, saved: out });
         }
-        let every = config.train.sample_every;
-        if every > 0 && now.is_multiple_of(every) && !finished {
+        if draws {
             run.draw(&out, &format!("samples-{now}.png"), stop)?;
             draw_curve(&out)?;
-            since = (Instant::now(), now);
+            report.since = (Instant::now(), now);
         }
     }
+    let StepReport { mut log, bar, last_loss, .. } = report;
     bar.finish();
     log.flush()?;
     if last_saved != Some(config.train.steps) {
@@ -256,6 +266,46 @@ pub fn train(backend: Box<dyn Backend>, request: Request, say: Report) -> Result
         grid: out.join(GRID),
         curve: curve.is_file().then_some(curve),
     })
+}
+
+/// What is told of the steps as their numbers come in.
+struct StepReport {
+    log: MetricsLog,
+    bar: progress::Progress,
+    began: Instant,
+    /// When the last record was made, and the steps then.
+    since: (Instant, u64),
+    last_loss: Option<f32>,
+}
+
+impl StepReport {
+    /// Waits for a step's numbers, and logs and shows them.
+    fn settle(&mut self, run: &mut Run, step: InFlight) -> Result<()> {
+        let mut record = match run.finish(step) {
+            Ok(record) => record,
+            Err(error) => {
+                self.log.flush()?;
+                return Err(error);
+            }
+        };
+        self.last_loss = Some(record.loss);
+        let now = record.step;
+        let train = &run.config.train;
+        if now.is_multiple_of(train.log_every) || now == train.steps {
+            let seconds = self.since.0.elapsed().as_secs_f64().max(1e-9);
+            let images = (now - self.since.1) * run.images_per_step();
+            record.seconds = self.began.elapsed().as_secs_f64();
+            record.images_per_second = images as f64 / seconds;
+            self.since = (Instant::now(), now);
+            // The last record of a run that is prolonged later is not one of the
+            // longer run's, unless it falls on its grid.
+            if now.is_multiple_of(train.log_every) {
+                self.log.push(&record)?;
+            }
+        }
+        self.bar.update(now, format_args!("loss {:.4}", record.loss));
+        Ok(())
+    }
 }
 
 /// Mean loss of the last tenth of the records.

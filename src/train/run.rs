@@ -4,7 +4,7 @@ use std::path::Path;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use super::metrics::{Quartiles, Record};
-use super::step::{Batch, Control, TrainStep};
+use super::step::{Batch, Control, Started, TrainStep};
 use crate::backend::{Engine, WeightSet};
 use crate::checkpoint::atomic;
 use crate::checkpoint::diffusers::Pipeline;
@@ -40,6 +40,15 @@ pub(super) struct Run<'a> {
     pub(super) losses: Vec<f32>,
     pub(super) indices: Vec<usize>,
     pub(super) flips: Vec<bool>,
+}
+
+/// An optimizer step that the device has been given.
+pub(super) struct InFlight {
+    /// Steps before it.
+    done: u64,
+    control: Control,
+    /// Each micro-batch, and where its times lie in their distribution.
+    micros: Vec<(Started, Vec<f64>)>,
 }
 
 /// How the grids of a run are drawn.
@@ -118,46 +127,64 @@ impl Run<'_> {
         Ok(())
     }
 
-    /// The optimizer step after `done` finished ones.
-    pub(super) fn optimizer_step(&mut self, done: u64) -> Result<Record> {
+    /// Starts the optimizer step after `done` earlier ones. None where `stop` was set
+    /// between two micro-batches: then the weights are those of step `done`.
+    pub(super) fn start(&mut self, done: u64, stop: &AtomicBool) -> Result<Option<InFlight>> {
         let train = &self.config.train;
-        let (n, accumulation) = (train.batch, train.accumulation);
+        let updates = (done + 1) as f64;
+        let control = Control {
+            learning_rate: train.learning_rate_at(done),
+            bias_correction_1: 1.0 - train.beta1.powf(updates),
+            bias_correction_2: 1.0 - train.beta2.powf(updates),
+            ema_decay: train.ema_decay_at(done),
+        };
         self.step.refresh(&mut self.engine)?;
+        let mut micros = Vec::with_capacity(train.accumulation);
+        for micro in 0..train.accumulation {
+            if micro > 0 && stop.load(Ordering::Relaxed) {
+                for (started, _) in micros {
+                    self.step.finish(&mut self.engine, started, &mut self.losses)?;
+                }
+                return Ok(None);
+            }
+            self.fill(self.position(done, micro))?;
+            let started = self.step.start(&mut self.engine, micro, &self.batch, &control)?;
+            micros.push((started, self.quantiles.clone()));
+        }
+        Ok(Some(InFlight { done, control, micros }))
+    }
+
+    /// Position in the run of the first example of a micro-batch.
+    fn position(&self, done: u64, micro: usize) -> u64 {
+        let train = &self.config.train;
+        (done * train.accumulation as u64 + micro as u64) * train.batch as u64
+    }
+
+    /// Waits for a step's numbers; the step after it may have been started.
+    pub(super) fn finish(&mut self, step: InFlight) -> Result<Record> {
+        let InFlight { done, control, micros } = step;
         let mut quartiles = Quartiles::default();
-        let mut sum = 0f64;
-        for micro in 0..accumulation {
-            let position = (done * accumulation as u64 + micro as u64) * n as u64;
-            self.fill(position)?;
-            self.step.accumulate(&mut self.engine, micro, &self.batch, &mut self.losses)?;
-            for (&loss, &quantile) in self.losses.iter().zip(&self.quantiles) {
+        let (mut sum, mut norm) = (0f64, 0f32);
+        for (micro, (started, quantiles)) in micros.into_iter().enumerate() {
+            let of_update = self.step.finish(&mut self.engine, started, &mut self.losses)?;
+            norm = of_update.unwrap_or(norm);
+            for (&loss, &quantile) in self.losses.iter().zip(&quantiles) {
                 sum += f64::from(loss);
                 quartiles.add(quantile, loss);
             }
             if self.losses.iter().any(|l| !l.is_finite()) {
-                let tensor = self.step.diagnose(&mut self.engine, micro, &self.batch)?;
+                let tensor = self.diagnose(done, micro)?;
                 return Err(self.not_finite(done, "the loss", tensor));
             }
         }
-        let learning_rate = train.learning_rate_at(done);
-        let ema_decay = train.ema_decay_at(done);
-        let updates = (done + 1) as f64;
-        let control = Control {
-            learning_rate,
-            bias_correction_1: 1.0 - train.beta1.powf(updates),
-            bias_correction_2: 1.0 - train.beta2.powf(updates),
-            ema_decay,
-        };
-        let norm = self.step.update(&mut self.engine, control)?;
         if !norm.is_finite() {
-            for micro in 0..accumulation {
-                self.fill((done * accumulation as u64 + micro as u64) * n as u64)?;
-                let tensor = self.step.diagnose(&mut self.engine, micro, &self.batch)?;
-                if tensor.is_some() || micro + 1 == accumulation {
-                    return Err(self.not_finite(done, "the gradient norm", tensor));
-                }
+            let mut tensor = None;
+            for micro in 0..self.config.train.accumulation {
+                tensor = tensor.or(self.diagnose(done, micro)?);
             }
+            return Err(self.not_finite(done, "the gradient norm", tensor));
         }
-        let images = (n * accumulation) as u64;
+        let images = self.images_per_step();
         Ok(Record {
             step: done + 1,
             images_seen: (done + 1) * images,
@@ -165,11 +192,17 @@ impl Run<'_> {
             loss: (sum / images as f64) as f32,
             loss_quartiles: quartiles.mean(),
             gradient_norm: norm,
-            learning_rate,
-            ema_decay,
+            learning_rate: control.learning_rate,
+            ema_decay: control.ema_decay,
             seconds: 0.0,
             images_per_second: 0.0,
         })
+    }
+
+    /// The first tensor of a micro-batch that is not finite.
+    fn diagnose(&mut self, done: u64, micro: usize) -> Result<Option<String>> {
+        self.fill(self.position(done, micro))?;
+        self.step.diagnose(&mut self.engine, micro, &self.batch)
     }
 
     fn not_finite(&self, done: u64, what: &str, tensor: Option<String>) -> Error {

@@ -1,7 +1,8 @@
-//! One optimizer step as programs: forward, loss and backward for each
-//! micro-batch, then gradient norm, AdamW and the average.
+//! One optimizer step as programs: forward, loss and backward of a micro-batch, and
+//! at the end of the last one's gradient norm, AdamW and the average. Without
+//! accumulation that is one program, which a device replays as one graph.
 
-use crate::backend::{Engine, Loaded, Program, WeightSet};
+use crate::backend::{Engine, Fetch, Loaded, Program, WeightSet};
 use crate::config::TrainConfig;
 use crate::diffusion::loss::Objective;
 use crate::error::Result;
@@ -61,15 +62,21 @@ struct Inputs {
     loss: TensorId,
 }
 
+/// Where the update of a program reads its numbers and leaves the norm.
+#[derive(Clone, Copy, Debug)]
+struct Update {
+    control: TensorId,
+    norm: TensorId,
+}
+
 /// Programs of a training step, lowered but not yet allocated: their memory need
 /// is known.
 pub struct StepPrograms {
-    first: Program,
-    further: Option<Program>,
-    update: Program,
+    /// Of the first micro-batch, of those between, and of the last one.
+    programs: Vec<Program>,
+    accumulation: usize,
     inputs: Inputs,
-    control: TensorId,
-    norm: TensorId,
+    update: Update,
     time: Conditioning,
 }
 
@@ -85,13 +92,16 @@ impl StepPrograms {
         image: [usize; 3],
     ) -> Result<Self> {
         let make = |mode| training_plan(network, config, objective, image, mode);
-        let (plan, inputs) = make(Mode::Write)?;
-        let first = engine.lower(plan)?;
-        let further = match config.accumulation {
-            1 => None,
-            _ => Some(engine.lower(make(Mode::Add)?.0)?),
-        };
-        let mut plan = Plan::new();
+        // The tensors of a micro-batch have the same ids in each plan.
+        let mut programs = Vec::new();
+        if config.accumulation > 1 {
+            programs.push(engine.lower(make(Mode::Write)?.0)?);
+        }
+        if config.accumulation > 2 {
+            programs.push(engine.lower(make(Mode::Add)?.0)?);
+        }
+        let last = if config.accumulation > 1 { Mode::Add } else { Mode::Write };
+        let (mut plan, inputs) = make(last)?;
         let ranges = parameters.trainable_ranges();
         let norm = plan.global_norm(ranges.clone(), parameters.arena_len());
         let op = AdamW {
@@ -103,33 +113,29 @@ impl StepPrograms {
             clip: (config.clip > 0.0).then_some(config.clip),
         };
         let control = plan.adamw(op, norm, parameters.arena_len());
-        let update = engine.lower(plan)?;
-        let time = network.time_input();
-        Ok(StepPrograms { first, further, update, inputs, control, norm, time })
+        programs.push(engine.lower(plan)?);
+        let (time, accumulation) = (network.time_input(), config.accumulation);
+        Ok(StepPrograms { programs, accumulation, inputs, update: Update { control, norm }, time })
     }
 
     /// All programs, for their memory need.
     pub fn programs(&self) -> Vec<&Program> {
-        [Some(&self.first), self.further.as_ref(), Some(&self.update)]
-            .into_iter()
-            .flatten()
-            .collect()
+        self.programs.iter().collect()
     }
 
     /// Floating-point operations of one micro-batch, forward and backward.
     pub fn flops(&self) -> u64 {
-        self.first.plan.flops()
+        self.programs[0].plan.flops()
     }
 
     /// Allocates.
     pub fn load(self, engine: &mut Engine) -> Result<TrainStep> {
+        let load = |program| engine.load(program, WeightSet::Raw);
         Ok(TrainStep {
-            first: engine.load(self.first, WeightSet::Raw)?,
-            further: self.further.map(|p| engine.load(p, WeightSet::Raw)).transpose()?,
-            update: engine.load(self.update, WeightSet::Raw)?,
+            programs: self.programs.into_iter().map(load).collect::<Result<_>>()?,
+            accumulation: self.accumulation,
             inputs: self.inputs,
-            control: self.control,
-            norm: self.norm,
+            update: self.update,
             time: self.time,
         })
     }
@@ -173,13 +179,18 @@ fn training_plan(
 
 /// An executable training step.
 pub struct TrainStep {
-    first: Loaded,
-    further: Option<Loaded>,
-    update: Loaded,
+    programs: Vec<Loaded>,
+    accumulation: usize,
     inputs: Inputs,
-    control: TensorId,
-    norm: TensorId,
+    update: Update,
     time: Conditioning,
+}
+
+/// A micro-batch that the device has been given; its numbers are on their way.
+#[derive(Debug)]
+pub struct Started {
+    losses: Fetch,
+    norm: Option<Fetch>,
 }
 
 /// Numbers the optimizer needs for one step.
@@ -198,29 +209,55 @@ pub struct Control {
 impl TrainStep {
     /// Call at the start of each optimizer step: the weights have changed.
     pub fn refresh(&self, engine: &mut Engine) -> Result<()> {
-        engine.refresh(&self.first)?;
-        self.further.as_ref().map_or(Ok(()), |p| engine.refresh(p))
+        self.programs.iter().try_for_each(|p| engine.refresh(p))
     }
 
+    /// The program of a micro-batch.
     fn program(&self, micro: usize) -> &Loaded {
-        match micro {
-            0 => &self.first,
-            _ => self.further.as_ref().expect("accumulation has a second program"),
-        }
+        let at = match micro {
+            _ if micro + 1 == self.accumulation => self.programs.len() - 1,
+            0 => 0,
+            _ => 1,
+        };
+        &self.programs[at]
     }
 
-    /// Forward and backward of micro-batch `micro`; losses `[n]` of its images.
-    pub fn accumulate(
+    /// Starts forward and backward of micro-batch `micro`, and after the last one
+    /// the update: clips by the gradient norm, changes the weights and their
+    /// average. A norm that is not finite leaves everything as it was. Does not
+    /// wait for a device that runs beside the host; `batch` may change afterwards.
+    pub fn start(
         &self,
         engine: &mut Engine,
         micro: usize,
         batch: &Batch,
-        losses: &mut [f32],
-    ) -> Result<()> {
+        control: &Control,
+    ) -> Result<Started> {
         let program = self.program(micro);
+        let updates = micro + 1 == self.accumulation;
         self.upload(engine, program, batch)?;
+        if updates {
+            engine.set(program, self.update.control, &control.row())?;
+        }
         engine.run(program)?;
-        engine.get(program, self.inputs.loss, losses)
+        let losses = engine.fetch(program, self.inputs.loss)?;
+        let norm = updates.then(|| engine.fetch(program, self.update.norm)).transpose()?;
+        Ok(Started { losses, norm })
+    }
+
+    /// Waits for the losses `[n]` of a micro-batch's images and, after the last
+    /// one, the gradient norm before clipping.
+    pub fn finish(
+        &self,
+        engine: &mut Engine,
+        started: Started,
+        losses: &mut [f32],
+    ) -> Result<Option<f32>> {
+        engine.collect(started.losses, losses)?;
+        let Some(norm) = started.norm else { return Ok(None) };
+        let mut value = [0f32];
+        engine.collect(norm, &mut value)?;
+        Ok(Some(value[0]))
     }
 
     fn upload(&self, engine: &mut Engine, program: &Loaded, batch: &Batch) -> Result<()> {
@@ -241,7 +278,8 @@ impl TrainStep {
         inputs.class.map_or(Ok(()), |class| engine.set_u32(program, class, &batch.class))
     }
 
-    /// Repeats a micro-batch and names the first tensor that is not finite.
+    /// Repeats a micro-batch without its update and names the first tensor that is
+    /// not finite.
     pub fn diagnose(
         &self,
         engine: &mut Engine,
@@ -252,19 +290,16 @@ impl TrainStep {
         self.upload(engine, program, batch)?;
         engine.run_checked(program)
     }
+}
 
-    /// Clips, updates the weights and their average; returns the gradient norm
-    /// before clipping. A norm that is not finite leaves everything as it was.
-    pub fn update(&self, engine: &mut Engine, values: Control) -> Result<f32> {
+impl Control {
+    /// As the optimizer reads it.
+    fn row(&self) -> [f32; control::COLUMNS] {
         let mut row = [0f32; control::COLUMNS];
-        row[control::LEARNING_RATE] = values.learning_rate as f32;
-        row[control::BIAS_CORRECTION_1] = values.bias_correction_1 as f32;
-        row[control::BIAS_CORRECTION_2] = values.bias_correction_2 as f32;
-        row[control::EMA_RATE] = (1.0 - values.ema_decay) as f32;
-        engine.set(&self.update, self.control, &row)?;
-        engine.run(&self.update)?;
-        let mut norm = [0f32];
-        engine.get(&self.update, self.norm, &mut norm)?;
-        Ok(norm[0])
+        row[control::LEARNING_RATE] = self.learning_rate as f32;
+        row[control::BIAS_CORRECTION_1] = self.bias_correction_1 as f32;
+        row[control::BIAS_CORRECTION_2] = self.bias_correction_2 as f32;
+        row[control::EMA_RATE] = (1.0 - self.ema_decay) as f32;
+        row
     }
 }

@@ -5,7 +5,7 @@ use crate::{driver, errors_of, langevin, text, train};
 
 /// Functions, the call that fails, and the error (719: launch failed, 2: out of
 /// memory, 999: unknown).
-const FAULTS: [&str; 20] = [
+const FAULTS: [&str; 24] = [
     "cuInit:1:999",
     "cuDeviceGetCount:1:100",
     "cuDeviceGet:1:101",
@@ -18,6 +18,10 @@ const FAULTS: [&str; 20] = [
     "cuMemsetD8Async:2:719",
     "cuMemcpyHtoDAsync_v2:3:719",
     "cuMemcpyDtoHAsync_v2:1:719",
+    "cuMemHostAlloc:2:2",
+    "cuEventCreate:2:999",
+    "cuEventRecord:1:999",
+    "cuEventSynchronize:1:719",
     "cuStreamSynchronize:2:719",
     "cuModuleLoadData:2:218",
     "cuModuleGetFunction:3:500",
@@ -30,9 +34,11 @@ const FAULTS: [&str; 20] = [
 
 /// Functions that free, whose errors come too late to matter, and the free memory that
 /// is only shown: their errors end nothing.
-const HARMLESS: [&str; 6] = [
+const HARMLESS: [&str; 8] = [
     "cuMemGetInfo_v2:1:999",
     "cuMemFree_v2:1:719",
+    "cuMemFreeHost:1:719",
+    "cuEventDestroy_v2:1:719",
     "cuGraphExecDestroy:1:719",
     "cuGraphDestroy:1:719",
     "cuModuleUnload:1:719",

@@ -7,7 +7,7 @@ use langevin::model::Network;
 use langevin::ops::noising::coefficient;
 use langevin::plan::Space;
 use langevin::random::{Purpose, fill_normal, image_keys, uniform};
-use langevin::train::step::{Batch, StepPrograms};
+use langevin::train::step::{Batch, Control, StepPrograms};
 use serde_json::json;
 
 /// Images of a batch.
@@ -65,7 +65,15 @@ impl Trainer {
             second.iter_mut().for_each(|z| *z *= self.sign * example.second);
         }
         let mut losses = vec![0.0; N];
-        self.step.accumulate(&mut self.engine, 0, &batch, &mut losses).expect("runs");
+        // The weights stay as they are.
+        let control = Control {
+            learning_rate: 0.0,
+            bias_correction_1: 1.0,
+            bias_correction_2: 1.0,
+            ema_decay: 1.0,
+        };
+        let started = self.step.start(&mut self.engine, 0, &batch, &control).expect("runs");
+        self.step.finish(&mut self.engine, started, &mut losses).expect("runs");
         self.engine.get_arena(Space::Gradients).expect("download")
     }
 }

@@ -33,7 +33,7 @@ pub mod variational;
 pub use arguments::Arguments;
 pub use pool::Pool;
 
-use super::{Arenas, Backend, Buffer, DeviceInfo, Program};
+use super::{Arenas, Backend, Buffer, DeviceInfo, Fetch, Program};
 use crate::error::{Error, Result};
 use crate::ops::Op;
 use crate::plan::{Node, Plan, TensorId};
@@ -47,17 +47,23 @@ struct Line([u8; 64]);
 pub struct Cpu {
     pool: Pool,
     buffers: Vec<Option<Box<[Line]>>>,
+    /// Fetched bytes, empty where they were collected; their memory is kept.
+    fetched: Vec<Vec<u8>>,
 }
 
 impl Cpu {
     /// A backend with that many threads; 0 takes one for each core.
     pub fn new(threads: usize) -> Self {
-        Cpu { pool: Pool::new(threads), buffers: Vec::new() }
+        Cpu::on(Pool::new(threads))
     }
 
     /// As [`Cpu::new`], with at most these vector instructions.
     pub fn with_isa(threads: usize, isa: isa::Isa) -> Self {
-        Cpu { pool: Pool::new(threads).limited_to(isa), buffers: Vec::new() }
+        Cpu::on(Pool::new(threads).limited_to(isa))
+    }
+
+    fn on(pool: Pool) -> Self {
+        Cpu { pool, buffers: Vec::new(), fetched: Vec::new() }
     }
 
     /// The thread pool, to call single kernels.
@@ -356,6 +362,24 @@ impl Backend for Cpu {
         Ok(())
     }
 
+    fn fetch(&mut self, buffer: &Buffer, offset: usize, bytes: usize) -> Result<Fetch> {
+        let free = self.fetched.iter().position(Vec::is_empty);
+        let id = free.unwrap_or_else(|| {
+            self.fetched.push(Vec::new());
+            self.fetched.len() - 1
+        });
+        let mut copy = std::mem::take(&mut self.fetched[id]);
+        copy.extend_from_slice(&self.bytes(buffer)[offset..offset + bytes]);
+        self.fetched[id] = copy;
+        Ok(Fetch { id, bytes })
+    }
+
+    fn collect(&mut self, fetch: Fetch, bytes: &mut [u8]) -> Result<()> {
+        bytes.copy_from_slice(&self.fetched[fetch.id]);
+        self.fetched[fetch.id].clear();
+        Ok(())
+    }
+
     fn refresh(&mut self, program: &Program, arenas: &Arenas) -> Result<()> {
         let bases = self.bases(arenas);
         for node in &program.prologue {
@@ -374,7 +398,7 @@ impl Backend for Cpu {
 
     fn run_checked(&mut self, program: &Program, arenas: &Arenas) -> Result<Option<TensorId>> {
         let bases = self.bases(arenas);
-        for node in &program.plan.nodes {
+        for node in program.plan.nodes.iter().filter(|n| !n.op.is_optimizer()) {
             let mut a = Arguments::new(program, node, bases);
             execute(&self.pool, node, &mut a)?;
             for (i, write) in node.outputs.iter().enumerate() {

@@ -8,8 +8,9 @@ use super::device::Device;
 use super::entries::{CHECK_F32, params};
 use super::graph::{Graphs, Key, Next};
 use super::memory::Memory;
+use super::staging::Staging;
 use super::{execute, lower};
-use crate::backend::{Arenas, Backend, Buffer, DeviceInfo, Program};
+use crate::backend::{Arenas, Backend, Buffer, DeviceInfo, Fetch, Program};
 use crate::error::{Error, Result};
 use crate::ops::Op;
 use crate::plan::{DType, Node, Plan, Space, TensorId};
@@ -23,6 +24,10 @@ pub struct Cuda {
     /// Rows of the table of the last lookup since the flag was read.
     looked_up: Cell<Option<usize>>,
     graphs: Graphs,
+    staging: Staging,
+    /// Fetches behind which the word of [`flag::BAD_INDEX`] arrives, with the rows of
+    /// the table.
+    fetched_lookups: Vec<(usize, usize)>,
 }
 
 /// Words of [`Cuda::flags`].
@@ -61,11 +66,13 @@ impl Cuda {
     fn on(device: Arc<Device>) -> Result<Self> {
         let flags = device.allocate(4 * flag::COUNT, "flags")?;
         Ok(Cuda {
+            staging: Staging::new(device.clone()),
             device,
             buffers: Vec::new(),
             flags,
             looked_up: Cell::new(None),
             graphs: Graphs::default(),
+            fetched_lookups: Vec::new(),
         })
     }
 
@@ -128,13 +135,18 @@ impl Cuda {
     /// Reports an index outside its table, if a lookup since the last time met one.
     fn check_lookups(&self) -> Result<()> {
         let Some(rows) = self.looked_up.take() else { return Ok(()) };
-        match self.take_flag(flag::BAD_INDEX)? {
-            0 => Ok(()),
-            image => Err(Error::Usage(format!(
-                "the class of image {} is out of range: the table has rows 0..{rows}",
-                image - 1
-            ))),
-        }
+        bad_index(self.take_flag(flag::BAD_INDEX)?, rows)
+    }
+}
+
+/// The error that a word of [`flag::BAD_INDEX`] stands for.
+fn bad_index(word: u32, rows: usize) -> Result<()> {
+    match word {
+        0 => Ok(()),
+        image => Err(Error::Usage(format!(
+            "the class of image {} is out of range: the table has rows 0..{rows}",
+            image - 1
+        ))),
     }
 }
 
@@ -170,12 +182,39 @@ impl Backend for Cuda {
     }
 
     fn upload(&mut self, buffer: &Buffer, offset: usize, bytes: &[u8]) -> Result<()> {
-        self.device.upload(self.memory(buffer), offset, bytes)
+        let to = self.memory(buffer).at(offset, bytes.len());
+        self.staging.upload(to, bytes)
     }
 
     fn download(&mut self, buffer: &Buffer, offset: usize, bytes: &mut [u8]) -> Result<()> {
         self.device.download(self.memory(buffer), offset, bytes)?;
         self.check_lookups()
+    }
+
+    fn fetch(&mut self, buffer: &Buffer, offset: usize, bytes: usize) -> Result<Fetch> {
+        let from = self.memory(buffer).at(offset, bytes);
+        let Some(rows) = self.looked_up.take() else {
+            return Ok(Fetch { id: self.staging.fetch(&[(from, bytes)])?, bytes });
+        };
+        let flag = self.flags.at(4 * flag::BAD_INDEX, 4);
+        let id = self.staging.fetch(&[(from, bytes), (flag, 4)])?;
+        self.fetched_lookups.push((id, rows));
+        Ok(Fetch { id, bytes })
+    }
+
+    fn collect(&mut self, fetch: Fetch, bytes: &mut [u8]) -> Result<()> {
+        let Fetch { id, bytes: len } = fetch;
+        let word = self.staging.collect(id, |staged| {
+            bytes.copy_from_slice(&staged[..len]);
+            staged[len..].first_chunk().map_or(0, |word| u32::from_le_bytes(*word))
+        })?;
+        let lookup = self.fetched_lookups.iter().position(|(of, _)| *of == id);
+        let Some(lookup) = lookup else { return Ok(()) };
+        let (_, rows) = self.fetched_lookups.swap_remove(lookup);
+        if word != 0 {
+            self.device.upload(&self.flags, 4 * flag::BAD_INDEX, &[0; 4])?;
+        }
+        bad_index(word, rows)
     }
 
     fn refresh(&mut self, program: &Program, arenas: &Arenas) -> Result<()> {
@@ -211,7 +250,7 @@ impl Backend for Cuda {
     fn run_checked(&mut self, program: &Program, arenas: &Arenas) -> Result<Option<TensorId>> {
         self.device.bind()?;
         let arenas = self.arenas(arenas);
-        for node in &program.plan.nodes {
+        for node in program.plan.nodes.iter().filter(|n| !n.op.is_optimizer()) {
             let call = self.call(program, node, arenas);
             execute::execute(&node.op, Some(&call))?;
             for write in node.outputs.iter().flatten() {

@@ -173,41 +173,50 @@ impl Device {
 
     /// Copies bytes to the device, ordered before later launches.
     pub fn upload(&self, memory: &Memory, offset: usize, bytes: &[u8]) -> Result<()> {
-        self.check_range(memory, offset, bytes.len());
-        self.bind()?;
-        let to = memory.address() + offset as u64;
-        // SAFETY: the range was checked; the driver has taken pageable memory over
-        // when it returns.
-        unsafe { result::memcpy_htod_async(to, bytes, self.stream.cu_stream()) }
-            .map_err(self.failed("cannot copy to the device"))
+        self.copy_in(memory.at(offset, bytes.len()), bytes)
     }
 
     /// Copies bytes from the device after everything before has finished.
     pub fn download(&self, memory: &Memory, offset: usize, bytes: &mut [u8]) -> Result<()> {
-        self.check_range(memory, offset, bytes.len());
-        self.bind()?;
-        let from = memory.address() + offset as u64;
-        // SAFETY: the range was checked; the copy has ended when `synchronize` returns.
-        unsafe { result::memcpy_dtoh_async(bytes, from, self.stream.cu_stream()) }
-            .map_err(self.failed("cannot copy from the device"))?;
+        self.copy_out(memory.at(offset, bytes.len()), bytes)?;
         self.synchronize()
     }
 
-    fn check_range(&self, memory: &Memory, offset: usize, bytes: usize) {
-        let end = offset.checked_add(bytes);
-        assert!(end.is_some_and(|end| end <= memory.bytes()), "outside the allocation");
+    /// Starts a copy to bytes of an allocation ([`Memory::at`]).
+    pub(super) fn copy_in(&self, to: u64, bytes: &[u8]) -> Result<()> {
+        self.bind()?;
+        // SAFETY: the range was checked; the driver has taken pageable memory over
+        // when it returns, and page-locked memory is kept by its owner.
+        unsafe { result::memcpy_htod_async(to, bytes, self.stream.cu_stream()) }
+            .map_err(self.failed("cannot copy to the device"))
+    }
+
+    /// Starts a copy from bytes of an allocation ([`Memory::at`]).
+    pub(super) fn copy_out(&self, from: u64, bytes: &mut [u8]) -> Result<()> {
+        self.bind()?;
+        // SAFETY: the range was checked; the caller waits for the stream, or an event
+        // after this, before it looks at the bytes or frees them.
+        unsafe { result::memcpy_dtoh_async(bytes, from, self.stream.cu_stream()) }
+            .map_err(self.failed("cannot copy from the device"))
     }
 
     /// Waits until everything has finished; reports what failed in between.
     pub fn synchronize(&self) -> Result<()> {
-        self.stream.synchronize().map_err(|e| {
-            let hint = if self.shared.sync_each {
-                String::new()
-            } else {
-                format!("; {SYNC_VARIABLE}=1 names the operation")
-            };
-            device_error(self.shared.ordinal, say("work on the device failed", e) + &hint)
-        })
+        self.stream.synchronize().map_err(|e| self.work_failed(e))
+    }
+
+    /// What a wait reports.
+    pub(super) fn work_failed(&self, e: DriverError) -> Error {
+        let hint = if self.shared.sync_each {
+            String::new()
+        } else {
+            format!("; {SYNC_VARIABLE}=1 names the operation")
+        };
+        device_error(self.shared.ordinal, say("work on the device failed", e) + &hint)
+    }
+
+    pub(super) fn context(&self) -> &Arc<CudaContext> {
+        &self.context
     }
 
     pub(super) fn bind(&self) -> Result<()> {

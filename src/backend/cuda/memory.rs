@@ -31,6 +31,13 @@ impl Memory {
     pub fn bytes(&self) -> usize {
         self.bytes
     }
+
+    /// Address of `bytes` bytes from `offset` on, which lie inside.
+    pub(super) fn at(&self, offset: usize, bytes: usize) -> u64 {
+        let end = offset.checked_add(bytes);
+        assert!(end.is_some_and(|end| end <= self.bytes), "outside the allocation");
+        self.address + offset as u64
+    }
 }
 
 impl Drop for Memory {

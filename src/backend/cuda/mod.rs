@@ -69,6 +69,8 @@ mod sampler_control;
 #[cfg(langevin_cuda)]
 mod sampler_step;
 #[cfg(langevin_cuda)]
+mod staging;
+#[cfg(langevin_cuda)]
 mod variational;
 
 #[cfg(langevin_cuda)]
