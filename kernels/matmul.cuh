@@ -37,12 +37,22 @@ INLINE unsigned shared_address(const void *p) { return (unsigned)__cvta_generic_
 
 /// Keeps the compiler from computing a value again at each use.
 INLINE void keep(unsigned &v) { asm volatile("" : "+r"(v)); }
+INLINE void keep(int &v) { asm volatile("" : "+r"(v)); }
+INLINE void keep(const char *&v) { asm volatile("" : "+l"(v)); }
 
 /// Copies 16 bytes to shared memory where some bit of `inside` is set, else zeros.
 INLINE void copy16(unsigned to, const void *from, unsigned inside) {
     asm volatile("{ .reg .pred ignore; setp.eq.u32 ignore, %2, 0;"
                  " cp.async.cg.shared.global [%0], [%1], 16, ignore; }" ::"r"(to),
                  "l"(from), "r"(inside)
+                 : "memory");
+}
+
+/// Copies 16 bytes to shared memory, but zeros where `value` < `least` or `never`.
+INLINE void copy16_from(unsigned to, const void *from, int value, int least, bool never) {
+    asm volatile("{ .reg .pred ignore, all; setp.ne.u32 all, %4, 0; setp.lt.or.s32 ignore, %2, %3, all;"
+                 " cp.async.cg.shared.global [%0], [%1], 16, ignore; }" ::"r"(to),
+                 "l"(from), "r"(value), "r"(least), "r"((unsigned)never)
                  : "memory");
 }
 
@@ -66,7 +76,7 @@ INLINE void copy_element(unsigned to, const float *from, bool inside) { copy4(to
 enum Order { PLAIN, EIGHT_ROWS, FOUR_ROWS };
 
 /// Where chunk c of row k lies, in a tile whose rows have CHUNKS.
-template <Order ORDER, int CHUNKS> INLINE int place(int k, int c) {
+template <Order ORDER, int CHUNKS> __host__ __device__ __forceinline__ constexpr int place(int k, int c) {
     if (ORDER == PLAIN) return c;
     if (ORDER == FOUR_ROWS) return c ^ (k & 3) << 1;
     return c ^ (CHUNKS >= 8 ? k & 7 : k / (8 / CHUNKS) & (CHUNKS - 1));
@@ -673,12 +683,21 @@ INLINE void give(const Tile &tile, float *shared, int rows, int columns, Put put
     for (int i = threadIdx.x; i < Tile::BM * ALONG; i += Tile::THREADS) {
         int row = i / ALONG, column = i % ALONG * CHUNK<T>;
         if (row >= rows || column >= columns) continue;
+        // Of eight values every second group of four threads reads the upper half first:
+        // eight threads then meet all banks.
+        constexpr int HALVES = CHUNK<T> / 4;
+        int swap = HALVES == 2 ? threadIdx.x / 4 % 2 : 0;
+        float4 f[HALVES];
+#pragma unroll
+        for (int k = 0; k < HALVES; k++) {
+            int at = place<Tile::RESULT_ORDER, Tile::BN / 4>(row, column / 4 + (k ^ swap));
+            f[k] = *(const float4 *)(shared + row * Tile::BN + at * 4);
+        }
         Values<T> values;
 #pragma unroll
-        for (int k = 0; k < CHUNK<T>; k += 4) {
-            int at = place<Tile::RESULT_ORDER, Tile::BN / 4>(row, (column + k) / 4);
-            float4 f = *(const float4 *)(shared + row * Tile::BN + at * 4);
-            values.v[k] = f.x, values.v[k + 1] = f.y, values.v[k + 2] = f.z, values.v[k + 3] = f.w;
+        for (int k = 0; k < HALVES; k++) {
+            float4 v = swap ? f[HALVES - 1 - k] : f[k];
+            values.v[4 * k] = v.x, values.v[4 * k + 1] = v.y, values.v[4 * k + 2] = v.z, values.v[4 * k + 3] = v.w;
         }
         put(row, column, values);
     }
@@ -782,7 +801,7 @@ template <class Tile, bool FORWARD, bool ALIGNED> INLINE void gather(const ConvG
 /// A position among the pixels of a pass, which moves on by a fixed number.
 struct PixelStep {
     int images, rows, columns;
-    INLINE PixelStep(const ConvOuter &p, int pixels) {
+    INLINE void start(const ConvOuter &p, int pixels) {
         columns = pixels % p.along.count;
         rows = pixels / p.along.count % p.down.count;
         images = pixels / (p.along.count * p.down.count);
@@ -791,18 +810,197 @@ struct PixelStep {
 
 struct PixelWalk {
     int image, y, x;
+    INLINE void start(const ConvOuter &p, int pixel) {
+        image = pixel / (p.down.count * p.along.count);
+        y = pixel / p.along.count % p.down.count;
+        x = pixel % p.along.count;
+    }
     INLINE void move(const ConvOuter &p, const PixelStep &s) {
         x += s.columns;
-        y += s.rows;
-        image += s.images;
-        if (x >= p.along.count) {
-            x -= p.along.count;
-            y++;
+        int down = x >= p.along.count;
+        x -= down ? p.along.count : 0;
+        y += s.rows + down;
+        int next = y >= p.down.count;
+        y -= next ? p.down.count : 0;
+        image += s.images + next;
+    }
+    /// Pixel of x that this one reads by the tap `down` and `along` the first one; -1 where it
+    /// is padding or does not exist.
+    INLINE int source(const ConvOuter &p, int down, int along) const {
+        unsigned sy = p.down.scale * y + p.down.shift + down, sx = p.along.scale * x + p.along.shift + along;
+        bool inside = sy < (unsigned)p.down.source && sx < (unsigned)p.along.source && image < p.images;
+        int height = p.down.source >> p.enlarge, width = p.along.source >> p.enlarge;
+        int pixel = (image * height + (int)(sy >> p.enlarge)) * width + (int)(sx >> p.enlarge);
+        return inside ? pixel : -1;
+    }
+};
+
+/// Which chunk of which rows of an [pixel of the tile][COLUMNS] tile a thread copies.
+template <class Tile, int COLUMNS> struct Share {
+    using T = typename Tile::T;
+    static constexpr int CHUNKS = COLUMNS / CHUNK<T>, STEP = Tile::THREADS / CHUNKS, PASSES = DEPTH<T> / STEP;
+    static constexpr int PITCH = COLUMNS * (int)sizeof(T);
+    static_assert(Tile::THREADS % CHUNKS == 0, "whole rows");
+    static INLINE int chunk() { return threadIdx.x % CHUNKS; }
+    static INLINE int row() { return threadIdx.x / CHUNKS; }
+    static INLINE unsigned slot(int row) { return row * PITCH + place<Tile::ORDER, CHUNKS>(row, chunk()) * 16; }
+};
+
+/// The operands of `outer` where 16 bytes never straddle a pixel. Which pixel of x a pixel
+/// of the tile reads is worked out once for all channels of a tap, a tile ahead, by a thread
+/// for each, and left in a table.
+template <class Tile> struct OuterColumns {
+    using T = typename Tile::T;
+    using A = Share<Tile, Tile::BM>;
+    using B = Share<Tile, Tile::BN>;
+    static constexpr int PIXELS = DEPTH<T>, MOST_TAPS = Tile::BN / CHUNK<T>;
+    // Rows of a thread lie whole permutations apart, and their sources side by side.
+    static_assert(place<Tile::ORDER, A::CHUNKS>(A::STEP, 0) == 0 && place<Tile::ORDER, B::CHUNKS>(B::STEP, 0) == 0);
+    static_assert(A::PASSES * A::STEP == PIXELS && B::PASSES * B::STEP == PIXELS && B::PASSES % 4 == 0 &&
+                  Tile::THREADS % PIXELS == 0);
+    const char *d_y, *x;
+    int d_y_pitch, x_pitch;
+    /// Pixels from this thread's first row on.
+    int left, pixels;
+    unsigned d_y_slot, x_slot;
+    bool no_row, no_column;
+    PixelWalk walk;
+    PixelStep step;
+    /// For each tap that the block's columns belong to how far it lies from the first (two
+    /// halves), then the sources of two tiles, [taps][PIXELS] in the order of their readers.
+    int *steps;
+    int taps, from, to, half;
+
+    INLINE void start(const ConvOuter &p, int group, int lane, int first_row, int first_column, int *table) {
+        int row = first_row + A::chunk() * CHUNK<T>, channels = p.groups * p.c_out;
+        no_row = row >= p.c_out;
+        d_y_pitch = channels * (int)sizeof(T);
+        d_y = (const char *)p.d_y + (group * p.c_out + (no_row ? 0 : row)) * sizeof(T) +
+              (Len)(lane * PIXELS + A::row()) * d_y_pitch;
+        pixels = p.lanes * PIXELS;
+        left = p.pixels - lane * PIXELS - A::row();
+        d_y_slot = A::slot(A::row());
+        x_slot = Tile::BM * ROW_BYTES + B::slot(B::row());
+        keep(d_y_slot);
+        keep(x_slot);
+
+        int all = p.kernel_taps * p.c_in, column = first_column + B::chunk() * CHUNK<T>;
+        no_column = column >= all;
+        int first_tap = first_column / p.c_in, tap = no_column ? first_tap : column / p.c_in;
+        int channel = group * p.c_in + (no_column ? 0 : column % p.c_in);
+        bool second = channel >= p.x_channels;
+        x_pitch = (second ? p.x2_channels : p.x_channels) * (int)sizeof(T);
+        x = (const char *)(second ? p.x2 : p.x) + (second ? channel - p.x_channels : channel) * sizeof(T);
+        keep(x);
+
+        taps = (min(first_column + Tile::BN, all) - 1) / p.c_in - first_tap + 1;
+        int entry = threadIdx.x % PIXELS;
+        walk.start(p, lane * PIXELS + entry / B::PASSES + entry % B::PASSES * B::STEP);
+        step.start(p, pixels);
+        steps = table;
+        from = MOST_TAPS + (tap - first_tap) * PIXELS + B::row() * B::PASSES;
+        to = MOST_TAPS + entry;
+        half = 0;
+        for (int i = threadIdx.x; i < taps; i += Tile::THREADS) {
+            int down = (first_tap + i) / p.kernel_width * p.down.shift_step;
+            int along = (first_tap + i) % p.kernel_width * p.along.shift_step;
+            steps[i] = down << 16 | (along & 0xffff);
         }
-        if (y >= p.down.count) {
-            y -= p.down.count;
-            image++;
+        __syncthreads();
+    }
+
+    /// Works out the sources of the next tile.
+    INLINE void look_ahead(const ConvOuter &p) {
+#pragma unroll 1
+        for (int i = threadIdx.x / PIXELS; i < taps; i += Tile::THREADS / PIXELS)
+            steps[half + to + i * PIXELS] = walk.source(p, steps[i] >> 16, (short)steps[i]);
+        walk.move(p, step);
+        half = taps * PIXELS - half;
+    }
+
+    /// Copies the tile whose sources were worked out before those last worked out.
+    INLINE void fetch(unsigned tile) {
+        int pixel[B::PASSES];
+#pragma unroll
+        for (int i = 0; i < B::PASSES; i += 4) {
+            int4 four = *(const int4 *)(steps + half + from + i);
+            pixel[i] = four.x, pixel[i + 1] = four.y, pixel[i + 2] = four.z, pixel[i + 3] = four.w;
         }
+#pragma unroll
+        for (int i = 0; i < A::PASSES; i++)
+            copy16_from(tile + d_y_slot + i * A::STEP * A::PITCH, d_y + (Len)(i * A::STEP) * d_y_pitch, left,
+                        i * A::STEP + 1, no_row);
+        d_y += (Len)pixels * d_y_pitch;
+        left -= pixels;
+        // Seen anew in every turn, else the compiler widens it once and multiplies 64 bits.
+        int pitch = x_pitch;
+        keep(pitch);
+#pragma unroll
+        for (int i = 0; i < B::PASSES; i++)
+            copy16_from(tile + x_slot + i * B::STEP * B::PITCH, x + (Len)pixel[i] * pitch, pixel[i], 0, no_column);
+    }
+};
+
+/// The same element by element, for any number of channels.
+template <class Tile> struct OuterElements {
+    using T = typename Tile::T;
+    using A = Share<Tile, Tile::BM>;
+    using B = Share<Tile, Tile::BN>;
+    static constexpr int PIXELS = DEPTH<T>, EACH = CHUNK<T>;
+    int tap_y[EACH], tap_x[EACH], pitch[EACH];
+    const T *x[EACH];
+    const T *d_y;
+    int rows_left, row_channel;
+    PixelWalk walk;
+    PixelStep small, jump;
+    int tile_index;
+
+    INLINE void start(const ConvOuter &p, int group, int lane, int first_row, int first_column) {
+        int all = p.kernel_taps * p.c_in;
+#pragma unroll
+        for (int e = 0; e < EACH; e++) {
+            int column = first_column + B::chunk() * EACH + e;
+            bool exists = column < all;
+            int tap = exists ? column / p.c_in : 0;
+            int channel = group * p.c_in + (exists ? column % p.c_in : 0);
+            tap_y[e] = exists ? tap / p.kernel_width : -1;
+            tap_x[e] = tap % p.kernel_width;
+            bool second = channel >= p.x_channels;
+            pitch[e] = second ? p.x2_channels : p.x_channels;
+            x[e] = (const T *)(second ? p.x2 : p.x) + (second ? channel - p.x_channels : channel);
+        }
+        d_y = (const T *)p.d_y;
+        rows_left = p.c_out - first_row - A::chunk() * EACH;
+        row_channel = rows_left > 0 ? group * p.c_out + first_row + A::chunk() * EACH : 0;
+        small.start(p, B::STEP);
+        jump.start(p, (p.lanes - 1) * PIXELS);
+        walk.start(p, lane * PIXELS + B::row());
+        tile_index = lane;
+    }
+
+    INLINE void fetch(const ConvOuter &p, unsigned tile) {
+#pragma unroll 1
+        for (int r = A::row(); r < PIXELS; r += A::STEP) {
+            int pixel = tile_index * PIXELS + r;
+            const T *from = d_y + (Len)pixel * (p.groups * p.c_out) + row_channel;
+#pragma unroll 1
+            for (int e = 0; e < EACH; e++) {
+                bool inside = pixel < p.pixels && rows_left > e;
+                copy_element(tile + A::slot(r) + e * sizeof(T), inside ? from + e : d_y, inside);
+            }
+        }
+#pragma unroll 1
+        for (int r = B::row(); r < PIXELS; r += B::STEP) {
+            unsigned slot = tile + Tile::BM * ROW_BYTES + B::slot(r);
+#pragma unroll
+            for (int e = 0; e < EACH; e++) {
+                int pixel = tap_y[e] < 0 ? -1 : walk.source(p, tap_y[e] * p.down.shift_step, tap_x[e] * p.along.shift_step);
+                copy_element(slot + e * sizeof(T), pixel < 0 ? x[e] : x[e] + (Len)pixel * pitch[e], pixel >= 0);
+            }
+            walk.move(p, small);
+        }
+        walk.move(p, jump);
+        tile_index += p.lanes;
     }
 };
 
@@ -810,100 +1008,46 @@ struct PixelWalk {
 /// Lane l takes the tiles l, l + lanes, ... of the pixels.
 template <class Tile, bool ALIGNED> INLINE void outer(const ConvOuter &p) {
     using T = typename Tile::T;
-    constexpr int STEP = DEPTH<T>, EACH = CHUNK<T>;
+    constexpr int STEP = DEPTH<T>;
     extern __shared__ __align__(128) unsigned char shared[];
     int first_row = blockIdx.x * Tile::BM, first_column = blockIdx.y * Tile::BN;
     int group = blockIdx.z % p.groups, lane = blockIdx.z / p.groups;
     int all = p.kernel_taps * p.c_in, channels = p.groups * p.c_out;
 
-    // Both operands lie across the reduction: [pixel of the tile][channel].
-    constexpr int A_CHUNKS = Tile::BM / EACH, B_CHUNKS = Tile::BN / EACH;
-    constexpr int A_STEP = Tile::THREADS / A_CHUNKS, B_STEP = Tile::THREADS / B_CHUNKS;
-    static_assert(Tile::THREADS % B_CHUNKS == 0 && STEP % B_STEP == 0, "whole passes");
-    int a_chunk = threadIdx.x % A_CHUNKS, b_chunk = threadIdx.x % B_CHUNKS;
-    int a_row = threadIdx.x / A_CHUNKS, b_row = threadIdx.x / B_CHUNKS;
-
-    // What this thread's columns are.
-    constexpr int KNOWN = ALIGNED ? 1 : EACH;
-    int tap_y[KNOWN], tap_x[KNOWN], pitch[KNOWN];
-    const T *from[KNOWN];
-#pragma unroll
-    for (int e = 0; e < KNOWN; e++) {
-        int column = first_column + b_chunk * EACH + e;
-        bool exists = column < all;
-        int tap = exists ? column / p.c_in : 0;
-        int channel = group * p.c_in + (exists ? column % p.c_in : 0);
-        tap_y[e] = exists ? tap / p.kernel_width : -1;
-        tap_x[e] = tap % p.kernel_width;
-        bool second = channel >= p.x_channels;
-        pitch[e] = second ? p.x2_channels : p.x_channels;
-        from[e] = (const T *)(second ? p.x2 : p.x) + (second ? channel - p.x_channels : channel);
-    }
-    const T *d_y = (const T *)p.d_y;
-    int rows_left = p.c_out - first_row - a_chunk * EACH;
-    int row_channel = rows_left > 0 ? group * p.c_out + first_row + a_chunk * EACH : 0;
-    int height = p.down.source >> p.enlarge, width = p.along.source >> p.enlarge;
-
-    PixelStep small(p, B_STEP), jump(p, (p.lanes - 1) * STEP);
-    PixelWalk walk;
-    int first = lane * STEP + b_row;
-    walk.image = first / (p.down.count * p.along.count);
-    walk.y = first / p.along.count % p.down.count;
-    walk.x = first % p.along.count;
-
-    int stage = 0;
-    auto fetch = [&](int tile) {
-        unsigned a = shared_address(shared) + stage * STAGE_BYTES<Tile>;
-        unsigned b = a + Tile::BM * ROW_BYTES;
-#pragma unroll 8
-        for (int r = a_row; r < STEP; r += A_STEP) {
-            int pixel = tile * STEP + r;
-            bool exists = pixel < p.pixels;
-            const T *source = d_y + (Len)(exists ? pixel : 0) * channels + row_channel;
-            unsigned slot = a + r * (Tile::BM * sizeof(T)) + place<Tile::ORDER, A_CHUNKS>(r, a_chunk) * 16;
-            if (ALIGNED) {
-                copy16(slot, source, exists && rows_left > 0);
-            } else {
-#pragma unroll 1
-                for (int e = 0; e < EACH; e++) {
-                    bool inside = exists && rows_left > e;
-                    copy_element(slot + e * sizeof(T), inside ? source + e : d_y, inside);
-                }
-            }
-        }
-#pragma unroll 8
-        for (int r = b_row; r < STEP; r += B_STEP) {
-            unsigned slot = b + r * (Tile::BN * sizeof(T)) + place<Tile::ORDER, B_CHUNKS>(r, b_chunk) * 16;
-#pragma unroll
-            for (int e = 0; e < KNOWN; e++) {
-                int sy = source_of(p.down, walk.y, tap_y[e]), sx = source_of(p.along, walk.x, tap_x[e]);
-                bool inside = sy >= 0 && sx >= 0 && tap_y[e] >= 0 && walk.image < p.images;
-                int pixel = (walk.image * height + (sy >> p.enlarge)) * width + (sx >> p.enlarge);
-                const T *source = from[e] + (Len)(inside ? pixel : 0) * pitch[e];
-                if (ALIGNED) copy16(slot, source, inside);
-                else copy_element(slot + e * sizeof(T), source, inside);
-            }
-            walk.move(p, small);
-        }
-        walk.move(p, jump);
-    };
-
     Tile tile;
     tile.clear();
     auto at = Tile::template start<false, false>();
     bool with_bias = p.d_bias && blockIdx.y == 0;
-#pragma unroll 1
-    for (int t = lane; t < p.tiles + p.lanes; t += p.lanes) {
-        await_copies<0>();
-        __syncthreads();
-        if (t < p.tiles) fetch(t);
-        commit_copies();
-        stage ^= 1;
-        int before = t - p.lanes;
-        if (before < 0) continue;
-        tile.template multiply<false, false>(at, shared + stage * STAGE_BYTES<Tile>, min(p.pixels - before * STEP, STEP),
-                                             with_bias);
+    std::conditional_t<ALIGNED, OuterColumns<Tile>, OuterElements<Tile>> both;
+    if constexpr (ALIGNED) {
+        both.start(p, group, lane, first_row, first_column, (int *)(shared + STAGES * STAGE_BYTES<Tile>));
+        both.look_ahead(p);
+    } else {
+        both.start(p, group, lane, first_row, first_column);
     }
+    auto reduce = [&](auto add_up) {
+        int stage = 0;
+#pragma unroll 1
+        for (int t = lane; t < p.tiles + p.lanes; t += p.lanes) {
+            await_copies<0>();
+            __syncthreads();
+            unsigned to = shared_address(shared) + stage * STAGE_BYTES<Tile>;
+            if constexpr (ALIGNED) {
+                both.look_ahead(p);
+                if (t < p.tiles) both.fetch(to);
+            } else {
+                if (t < p.tiles) both.fetch(p, to);
+            }
+            commit_copies();
+            stage ^= 1;
+            int before = t - p.lanes;
+            if (before < 0) continue;
+            int terms = min(p.pixels - before * STEP, STEP);
+            tile.template multiply<false, false>(at, shared + stage * STAGE_BYTES<Tile>, terms, decltype(add_up)::value);
+        }
+    };
+    if (with_bias) reduce(std::true_type());
+    else reduce(std::false_type());
 
     Len weights = (Len)channels * all;
     float *partial = p.lanes > 1 ? p.partial + lane * (weights + channels) : nullptr;

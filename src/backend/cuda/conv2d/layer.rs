@@ -389,7 +389,8 @@ impl Layer {
         let tiles = tiles::backward_weight(self.arithmetic, aligned);
         let tile = tiles::choose(tiles, self.tile, c_out, taps * c_in, parts);
         let grid = tile.grid(c_out, taps * c_in, parts);
-        launch(Launch::Outer(tile.entry, grid, tile.shared_bytes(), p))?;
+        let table = if aligned { tile.table_bytes(self.arithmetic, taps, c_in) } else { 0 };
+        launch(Launch::Outer(tile.entry, grid, tile.shared_bytes() + table, p))?;
         if lanes == 1 {
             return Ok(());
         }

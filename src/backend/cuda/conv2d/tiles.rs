@@ -36,6 +36,14 @@ impl<P> Tile<P> {
         (STAGES * (self.rows + self.columns) * ROW_BYTES) as u32
     }
 
+    /// Bytes of the table of sources that a weight gradient's tile has beside it, for
+    /// `taps` of `channels`.
+    pub(super) fn table_bytes(&self, arithmetic: Arithmetic, taps: usize, channels: usize) -> u32 {
+        let (chunks, of_tap) = (self.columns / arithmetic.chunk(), channels / arithmetic.chunk());
+        let touched = taps.min((chunks + of_tap - 2) / of_tap + 1);
+        (4 * (chunks + 2 * touched * arithmetic.depth())) as u32
+    }
+
     pub(super) fn grid(&self, rows: usize, columns: usize, parts: usize) -> [usize; 3] {
         [rows.div_ceil(self.rows), columns.div_ceil(self.columns), parts]
     }
