@@ -28,11 +28,11 @@ ENTRY(conv2d_backward_weight_bf16_scattered_32x32, ConvOuter, 64) { outer<Small1
 ENTRY(conv2d_forward_tf32_128x128, ConvGather, 128) { gather<Large32, true, true>(p); }
 ENTRY(conv2d_forward_tf32_64x64, ConvGather, 128) { gather<Medium32, true, true>(p); }
 ENTRY(conv2d_forward_tf32_32x32, ConvGather, 64) { gather<Small32, true, true>(p); }
-ENTRY(conv2d_backward_data_tf32_128x128, ConvGather, 128) { gather<Large32, false, true>(p); }
+ENTRY(conv2d_backward_data_tf32_128x128, ConvGather, 128, 2) { gather<Large32, false, true>(p); }
 ENTRY(conv2d_backward_data_tf32_64x64, ConvGather, 128) { gather<Medium32, false, true>(p); }
 ENTRY(conv2d_backward_data_tf32_32x32, ConvGather, 64) { gather<Small32, false, true>(p); }
 ENTRY(conv2d_backward_weight_tf32_128x128, ConvOuter, 128) { outer<Large32, true>(p); }
 ENTRY(conv2d_backward_weight_tf32_64x64, ConvOuter, 128) { outer<Medium32, true>(p); }
-ENTRY(conv2d_backward_weight_tf32_32x32, ConvOuter, 64) { outer<Small32, true>(p); }
+ENTRY(conv2d_backward_weight_tf32_32x32, ConvOuter, 64, 8) { outer<Small32, true>(p); }
 
 ENTRY(sum_lanes_bf16, SumLanes, 256) { sum_lanes<Bf16>(p); }

@@ -449,6 +449,11 @@ INLINE unsigned load_word(unsigned at) {
     return v;
 }
 
+/// Both at once, which the compiler would take apart.
+INLINE void store_pair(unsigned at, float a, float b) {
+    asm volatile("st.shared.v2.f32 [%0], {%1, %2};" ::"r"(at), "f"(a), "f"(b) : "memory");
+}
+
 INLINE unsigned rounded_to_tf32(unsigned v) {
     unsigned r;
     asm("cvt.rna.tf32.f32 %0, %1;" : "=r"(r) : "f"(__uint_as_float(v)));
@@ -611,7 +616,7 @@ template <typename T_, int BM_, int BN_, int DOWN, int ALONG> struct Tensor {
                     int row = warp_row() + i * 16 + half * 8 + g;
                     int chunk = warp_column() / 4 + j * 2 + t / 2;
                     float *at = to + row * BN + place<RESULT_ORDER, BN / 4>(row, chunk) * 4 + t % 2 * 2;
-                    *(float2 *)at = make_float2(sums[i][j][half * 2], sums[i][j][half * 2 + 1]);
+                    store_pair(shared_address(at), sums[i][j][half * 2], sums[i][j][half * 2 + 1]);
                 }
     }
 };
