@@ -1,16 +1,20 @@
 // Whether a tensor holds a NaN or an infinity.
 //
-// x: [len] f32; a thread looks at four elements, a block reports at most once. The
+// x: [len]; a thread looks at 16 bytes, a block reports at most once. The
 // flag is or-ed, so the result does not depend on order.
-#include "common.cuh"
+#include "half.cuh"
 
-ENTRY(check_f32, Check, 256) {
-    Len i = group_start();
-    int count = group_count(i, p.len);
-    Group x = {0, 0, 0, 0};
-    if (count > 0) x = load(p.x + i, count);
+template <typename T> INLINE void check(const Check &p) {
+    constexpr int N = EACH<T>;
+    Len i = pack_start<N>();
+    int count = pack_count<N>(i, p.len);
+    Pack<N> x = {};
+    if (count > 0) x = load<N>((const T *)p.x + i, count);
     bool bad = false;
 #pragma unroll
-    for (int k = 0; k < GROUP; k++) bad |= !isfinite(x[k]);
+    for (int k = 0; k < N; k++) bad |= !isfinite(x[k]);
     if (__syncthreads_or(bad) && threadIdx.x == 0) atomicOr(p.found, 1u);
 }
+
+ENTRY(check_f32, Check, 256) { check<float>(p); }
+ENTRY(check_bf16, Check, 256) { check<Bf16>(p); }

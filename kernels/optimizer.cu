@@ -3,7 +3,9 @@
 // A block takes one chunk of CHUNK elements of a trainable range, chunks being
 // numbered through all ranges. Norm: squares in f64, a fixed tree in the block, then
 // the chunks' sums in order by one block; so the order depends on the ranges alone.
-#include "common.cuh"
+// AdamW reads and writes each arena once, and the bf16 copy of the parameters with them:
+// 38 bytes a parameter.
+#include "half.cuh"
 
 /// Elements of a chunk; as the CPU's.
 constexpr int CHUNK = 16384;
@@ -64,6 +66,27 @@ INLINE Factors factors_of(const AdamW &p) {
     return f;
 }
 
+/// Writes four parameters a thread as bf16. Two threads' go together where that makes 16
+/// bytes; the whole warp calls it.
+INLINE void store_halves(Bf16 *to, const Group &w, int count) {
+    unsigned word[2];
+#pragma unroll
+    for (int k = 0; k < 2; k++) {
+        __nv_bfloat162 pair = __floats2bfloat162_rn(w[2 * k], w[2 * k + 1]);
+        word[k] = *(const unsigned *)&pair;
+    }
+    bool is_second = threadIdx.x & 1;
+    int together = count + __shfl_xor_sync(0xffffffffu, count, 1);
+    unsigned next[2] = {__shfl_down_sync(0xffffffffu, word[0], 1), __shfl_down_sync(0xffffffffu, word[1], 1)};
+    if (together == 2 * GROUP && is_aligned(to - (is_second ? GROUP : 0))) {
+        if (!is_second) *(uint4 *)to = make_uint4(word[0], word[1], next[0], next[1]);
+        return;
+    }
+#pragma unroll
+    for (int k = 0; k < GROUP; k++)
+        if (k < count) to[k] = __float2bfloat16_rn(w[k]);
+}
+
 ENTRY(adamw_f32, AdamW, 256) {
     // One thread pays for the f64 arithmetic.
     __shared__ Factors shared;
@@ -74,7 +97,9 @@ ENTRY(adamw_f32, AdamW, 256) {
     const Factors f = shared;
     bool near = f.ema_rate < 0.5f;
     Chunk c = chunk_of(p.ranges, p.ranges.first_chunk[0] + blockIdx.x);
-    for (int e = threadIdx.x * GROUP; e < c.len; e += 256 * GROUP) {
+    // Whole warps, for what their threads store together.
+    int first = threadIdx.x % 32 * GROUP;
+    for (int e = threadIdx.x * GROUP; e - first < c.len; e += 256 * GROUP) {
         int count = group_count(e, c.len);
         Len at = c.start + e;
         Group g = load(p.gradients + at, count), w = load(p.parameters + at, count);
@@ -97,5 +122,6 @@ ENTRY(adamw_f32, AdamW, 256) {
         store(p.first_moments + at, m, count);
         store(p.second_moments + at, v, count);
         store(p.average + at, average, count);
+        if (p.half) store_halves((Bf16 *)p.half + at, w, count);
     }
 }

@@ -66,6 +66,16 @@ struct ScaleRows {
     Word add;
 };
 
+/* cast.cu */
+
+/** y = x in another type: f32 to bf16 or back. */
+struct Cast {
+    void *y;       /* [len] */
+    const void *x; /* [len] */
+    Len len;
+    Word add;
+};
+
 /* conv2d.cu */
 
 /** One axis of a gathering convolution. Result i = 0..count lies at first + step i of
@@ -213,6 +223,7 @@ struct AdamW {
     float *first_moments;
     float *second_moments;
     float *average;
+    void *half;             /* the parameters in bf16; may be null */
     const float *gradients;
     const float *norm;      /* [1] */
     const float *control;   /* [4] */
@@ -611,8 +622,8 @@ struct Empirical {
 
 /** Sets *found to 1 where a value is NaN or infinite. */
 struct Check {
-    Word *found;    /* [1] */
-    const float *x; /* [len] */
+    Word *found;   /* [1] */
+    const void *x; /* [len] */
     Len len;
 };
 

@@ -25,6 +25,8 @@ pub struct Loaded {
     update: Option<Program>,
     packed: Option<Buffer>,
     weights: WeightSet,
+    /// Sets whose bf16 copies are old after a run.
+    ages: [bool; 2],
 }
 
 impl Loaded {
@@ -50,11 +52,16 @@ pub struct Requirement {
 }
 
 impl Requirement {
-    /// What the given programs need together, with training state or without.
+    /// What the given programs need together, with training state or without. Weights
+    /// count their bf16 copies, in training those of the average too.
     pub fn of(arena_len: usize, training: bool, programs: &[&Program]) -> Self {
         let arena = arena_len * 4;
+        let halves = match programs.iter().any(|p| p.uses(Space::Half)) {
+            true => arena / 2 * if training { 2 } else { 1 },
+            false => 0,
+        };
         Requirement {
-            weights: arena,
+            weights: arena + halves,
             // Gradients, two moments, the average.
             optimizer: if training { 4 * arena } else { 0 },
             packed: programs.iter().map(|p| p.memory.packed_bytes).sum(),
@@ -73,6 +80,8 @@ impl Requirement {
 pub struct Engine {
     backend: Box<dyn Backend>,
     arenas: Arenas,
+    /// bf16 copies of the weights, by [`WeightSet`], and whether they are up to date.
+    halves: [(Option<Buffer>, bool); 2],
     arena_len: usize,
 }
 
@@ -90,7 +99,7 @@ impl Engine {
             arenas.second_moments = Some(backend.allocate(bytes, "second moments")?);
             arenas.average = Some(backend.allocate(bytes, "averaged weights")?);
         }
-        Ok(Engine { backend, arenas, arena_len })
+        Ok(Engine { backend, arenas, halves: Default::default(), arena_len })
     }
 
     /// The device.
@@ -109,6 +118,8 @@ impl Engine {
             a.average,
             a.packed,
             a.activations,
+            self.halves[0].0,
+            self.halves[1].0,
         ];
         for buffer in all.into_iter().flatten() {
             self.backend.free(buffer);
@@ -156,8 +167,16 @@ impl Engine {
             self.arenas.activations =
                 Some(self.backend.allocate(m.activation_bytes, "activations")?);
         }
+        let half = &mut self.halves[weights as usize].0;
+        if program.uses(Space::Half) && half.is_none() {
+            *half = Some(self.backend.allocate(self.arena_len * 2, "bf16 weights")?);
+        }
+        let ages = [
+            program.writes(Space::Parameters) && !program.writes(Space::Half),
+            program.writes(Space::Average),
+        ];
         let update = program.update();
-        Ok(Loaded { program, update, packed, weights })
+        Ok(Loaded { program, update, packed, weights, ages })
     }
 
     /// Frees what belongs to the program alone.
@@ -170,21 +189,37 @@ impl Engine {
     fn arenas_for(&self, loaded: &Loaded) -> Arenas {
         let mut arenas = self.arenas;
         arenas.packed = loaded.packed;
+        arenas.half = self.halves[loaded.weights as usize].0;
         if loaded.weights == WeightSet::Average {
             arenas.parameters = arenas.average;
         }
         arenas
     }
 
-    /// Call after the weights a program reads have changed.
+    /// Call after the weights a program reads have changed. Does nothing where the
+    /// program before has written them in the form that this one reads.
     pub fn refresh(&mut self, loaded: &Loaded) -> Result<()> {
         let arenas = self.arenas_for(loaded);
-        self.backend.refresh(&loaded.program, &arenas)
+        let prologue = &loaded.program.prologue;
+        let makes_halves = prologue
+            .iter()
+            .flat_map(|n| n.outputs.iter().flatten())
+            .any(|w| loaded.program.plan.tensor(w.tensor).space == Space::Half);
+        let half = loaded.weights as usize;
+        if makes_halves && self.halves[half].1 {
+            return Ok(());
+        }
+        self.backend.refresh(&loaded.program, &arenas)?;
+        self.halves[half].1 |= makes_halves;
+        Ok(())
     }
 
     /// Runs a program.
     pub fn run(&mut self, loaded: &Loaded) -> Result<()> {
         let arenas = self.arenas_for(loaded);
+        for (half, ages) in self.halves.iter_mut().zip(loaded.ages) {
+            half.1 &= !ages;
+        }
         self.backend.run(&loaded.program, &arenas)
     }
 
@@ -290,6 +325,11 @@ impl Engine {
     pub fn set_arena(&mut self, space: Space, values: &[f32]) -> Result<()> {
         assert_eq!(values.len(), self.arena_len, "a whole arena");
         let buffer = self.buffer(&self.arenas, space)?;
+        match space {
+            Space::Parameters => self.halves[WeightSet::Raw as usize].1 = false,
+            Space::Average => self.halves[WeightSet::Average as usize].1 = false,
+            _ => {}
+        }
         self.backend.upload(&buffer, 0, bytemuck::cast_slice(values))
     }
 

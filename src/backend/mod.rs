@@ -8,6 +8,7 @@ pub mod cpu;
 pub mod cuda;
 mod engine;
 
+pub use crate::plan::precision::Precision;
 pub use engine::{Engine, Loaded, Requirement, WeightSet, human_bytes};
 
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -29,6 +30,8 @@ pub struct DeviceInfo {
     pub threads: usize,
     /// Whether its memory is the host's, which staging then shares.
     pub is_host: bool,
+    /// Of the network's arithmetic.
+    pub precision: Precision,
 }
 
 /// Memory of a backend, by handle. Freed with [`Backend::free`] or with the backend.
@@ -58,6 +61,7 @@ pub struct Arenas {
     pub first_moments: Option<Buffer>,
     pub second_moments: Option<Buffer>,
     pub average: Option<Buffer>,
+    pub half: Option<Buffer>,
     pub packed: Option<Buffer>,
     pub activations: Option<Buffer>,
 }
@@ -71,6 +75,7 @@ impl Arenas {
             Space::FirstMoments => self.first_moments.as_ref(),
             Space::SecondMoments => self.second_moments.as_ref(),
             Space::Average => self.average.as_ref(),
+            Space::Half => self.half.as_ref(),
             Space::Packed => self.packed.as_ref(),
             Space::Activations => self.activations.as_ref(),
         }
@@ -89,6 +94,8 @@ pub struct Program {
     pub prologue: Vec<Node>,
     /// Offsets.
     pub memory: MemoryPlan,
+    /// Arithmetic of its convolutions and linear layers on f32 tensors.
+    pub precision: Precision,
 }
 
 impl Program {
@@ -103,7 +110,7 @@ impl Program {
             let aliased = written().find(|t| node.inputs.contains(&Some(*t)));
             assert!(aliased.is_none(), "{} reads what it writes", node.op.name());
         }
-        Program { id: next_id(), plan, prologue, memory }
+        Program { id: next_id(), plan, prologue, memory, precision: Precision::F32 }
     }
 
     /// The sampler's update at the end of this program, alone and in the same
@@ -119,6 +126,20 @@ impl Program {
         update.prologue.clear();
         update.memory.packed_bytes = 0;
         Some(update)
+    }
+
+    /// Whether its ops read or write tensors of that arena.
+    pub fn uses(&self, space: Space) -> bool {
+        self.plan.nodes.iter().any(|node| {
+            let mut ids = node.inputs.iter().flatten().copied();
+            ids.any(|id| self.plan.tensor(id).space == space)
+        }) || self.writes(space)
+    }
+
+    /// Whether its ops write tensors of that arena.
+    pub fn writes(&self, space: Space) -> bool {
+        let mut written = self.plan.nodes.iter().flat_map(|n| n.outputs.iter().flatten());
+        written.any(|w| self.plan.tensor(w.tensor).space == space)
     }
 
     /// Arena and byte offset of a tensor.

@@ -58,6 +58,7 @@ fn device(backend: &dyn Backend) -> Value {
         "description": info.description,
         "memory_bytes": info.memory_bytes,
         "threads": info.threads,
+        "precision": info.precision,
     })
 }
 
@@ -148,10 +149,11 @@ fn text(facts: &Value) -> String {
     let word = |v: &Value| v.as_str().unwrap_or("-").to_string();
     let mut lines = vec![
         format!(
-            "device      {} ({}), {} of memory available",
+            "device      {} ({}), {} of memory available, precision {}",
             word(&device["name"]),
             word(&device["description"]),
-            bytes(&device["memory_bytes"])
+            bytes(&device["memory_bytes"]),
+            word(&device["precision"])
         ),
         match cuda::built() {
             Ok(()) => "kernels     cpu, cuda".to_string(),

@@ -16,9 +16,9 @@ mod train;
 use std::path::PathBuf;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
-use langevin::backend::Backend;
 use langevin::backend::cpu::Cpu;
 use langevin::backend::cuda;
+use langevin::backend::{Backend, Precision};
 use langevin::{Error, Result};
 
 /// Trains, samples and scores diffusion models: one binary, no Python.
@@ -46,8 +46,8 @@ pub struct Global {
     /// Where to compute: auto takes CUDA when a driver and a device answer, else the CPU
     #[arg(long, global = true, default_value = "auto", value_name = "auto|cpu|cuda|cuda:N")]
     pub device: String,
-    /// Precision of the network's arithmetic
-    #[arg(long, global = true, default_value = "f32")]
+    /// Of the network's arithmetic; tf32 and bf16 on CUDA alone. Weights and sums are f32
+    #[arg(long, global = true, default_value = "f32", value_parser = precision, value_name = "f32|tf32|bf16")]
     pub precision: Precision,
     /// CPU threads; 0 takes one for each core. Results do not depend on it
     #[arg(long, global = true, default_value_t = 0, value_name = "N")]
@@ -57,12 +57,10 @@ pub struct Global {
     pub json: bool,
 }
 
-/// Precision of the network's arithmetic.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
-#[allow(missing_docs)]
-pub enum Precision {
-    F32,
-    Bf16,
+fn precision(name: &str) -> std::result::Result<Precision, String> {
+    let all = [Precision::F32, Precision::Tf32, Precision::Bf16];
+    let found = all.into_iter().find(|p| p.to_string() == name);
+    found.ok_or_else(|| "it is one of f32, tf32, bf16".into())
 }
 
 /// Which of a checkpoint's weights.
@@ -175,11 +173,6 @@ impl ModelOrData {
 impl Cli {
     /// Runs the command.
     pub fn run(self) -> Result<()> {
-        if self.global.precision == Precision::Bf16 {
-            return Err(Error::Usage(
-                "--precision bf16 is not built for the CPU backend yet; use --precision f32".into(),
-            ));
-        }
         match self.command {
             Command::Train(args) => train::run(args, &self.global),
             Command::Sample(args) => sample::run(args, &self.global),
@@ -198,20 +191,24 @@ impl Global {
     pub fn backend(&self) -> Result<Box<dyn Backend>> {
         match self.device.as_str() {
             "auto" => {
-                let (backend, why) = match cuda::open(0) {
+                let (backend, why) = match cuda::open(0, self.precision) {
                     Ok(backend) => (backend, String::new()),
-                    Err(error) => (self.cpu(), format!("; {error}")),
+                    Err(error) => {
+                        let why = format!("; {error}");
+                        (self.cpu(&why)?, why)
+                    }
                 };
                 if !self.json {
                     let info = backend.info();
-                    eprintln!("device: {} ({}){why}", info.name, info.description);
+                    let (name, precision) = (info.name, info.precision);
+                    eprintln!("device: {name} ({}), {precision}{why}", info.description);
                 }
                 Ok(backend)
             }
-            "cpu" => Ok(self.cpu()),
-            "cuda" => cuda::open(0),
+            "cpu" => self.cpu(""),
+            "cuda" => cuda::open(0, self.precision),
             name => match name.strip_prefix("cuda:").and_then(|n| n.parse().ok()) {
-                Some(ordinal) => cuda::open(ordinal),
+                Some(ordinal) => cuda::open(ordinal, self.precision),
                 None => Err(Error::Usage(format!(
                     "--device takes auto, cpu, cuda or cuda:N, not `{name}`"
                 ))),
@@ -219,7 +216,15 @@ impl Global {
         }
     }
 
-    fn cpu(&self) -> Box<dyn Backend> {
-        Box::new(Cpu::new(self.threads))
+    /// The CPU, which computes in f32 alone; `why` it is asked for, or nothing.
+    fn cpu(&self, why: &str) -> Result<Box<dyn Backend>> {
+        if self.precision != Precision::F32 {
+            return Err(Error::Usage(format!(
+                "--precision {} needs CUDA, and the CPU computes in f32 alone: use --device cuda, or \
+                 --precision f32{why}",
+                self.precision
+            )));
+        }
+        Ok(Box::new(Cpu::new(self.threads)))
     }
 }

@@ -26,6 +26,7 @@
 use std::cell::RefCell;
 use std::sync::Arc;
 
+use crate::backend::Precision;
 use crate::backend::cuda::{Call, Device, Memory, launch_node, lower};
 use crate::error::{Error, Result};
 use crate::plan::{DType, Plan, Role, Space, TensorId, Wrt};
@@ -206,7 +207,7 @@ impl Kernels {
     }
 
     fn execute(&self, plan: Plan, bound: &Bound) -> Result<()> {
-        let program = lower(plan)?;
+        let program = lower(plan, Precision::F32)?;
         let needed = program.memory.activation_bytes;
         let mut scratch = self.scratch.borrow_mut();
         if scratch.as_ref().is_none_or(|memory| memory.bytes() < needed) {

@@ -8,6 +8,7 @@
 pub mod attention;
 pub mod axis_map;
 pub mod broadcast;
+pub mod cast;
 pub mod concat;
 pub mod conv2d;
 pub mod dropout;
@@ -87,6 +88,7 @@ pub enum Op {
     GlobalNorm(optimizer::GlobalNorm),
     AdamW(optimizer::AdamW),
     PackWeight(pack::PackWeight),
+    Cast(cast::Cast),
 }
 
 impl Op {
@@ -143,6 +145,7 @@ impl Op {
             Op::GlobalNorm(_) => "global_norm",
             Op::AdamW(_) => "adamw",
             Op::PackWeight(_) => "pack_weight",
+            Op::Cast(_) => "cast",
         }
     }
 
@@ -235,7 +238,8 @@ impl Op {
             | Op::SamplerResidual(_)
             | Op::GlobalNorm(_)
             | Op::AdamW(_)
-            | Op::PackWeight(_) => {
+            | Op::PackWeight(_)
+            | Op::Cast(_) => {
                 unreachable!("{} is not a forward op of a network", self.name())
             }
         }

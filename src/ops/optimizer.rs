@@ -35,7 +35,8 @@ pub struct GlobalNorm {
 /// `torch.optim.AdamW` after `clip_grad_norm_`. A norm that is not finite leaves
 /// everything as it was.
 /// Inputs gradients, norm `[1]`, control `[COLUMNS]`; outputs (read and written
-/// in place, `Mode::Add`) parameters, first moments, second moments, average.
+/// in place, `Mode::Add`) parameters, first moments, second moments, average. Lowering
+/// may add one that is written: the parameters in bf16.
 ///
 /// The constants are f64 because `1 - beta` is taken before it is rounded.
 #[derive(Clone, Debug, PartialEq)]

@@ -10,6 +10,7 @@ mod derive;
 mod epilogues;
 pub mod memory;
 pub mod parameters;
+pub mod precision;
 
 pub use derive::{Deriver, Wrt};
 pub use parameters::{DiskLayout, Init, Parameter, Parameters};
@@ -35,12 +36,17 @@ pub enum DType {
     F32,
     /// Unsigned 32-bit: indices, random keys.
     U32,
+    /// The upper half of an f32: what tensor cores multiply, see [`precision`].
+    BF16,
 }
 
 impl DType {
     /// Bytes of one element.
     pub fn bytes(self) -> usize {
-        4
+        match self {
+            DType::F32 | DType::U32 => 4,
+            DType::BF16 => 2,
+        }
     }
 }
 
@@ -58,6 +64,8 @@ pub enum Space {
     SecondMoments,
     /// Exponential moving average of the weights, same offsets.
     Average,
+    /// The weights again in bf16, same offsets in elements; see [`precision`].
+    Half,
     /// Weights in a backend's packed form, written by [`Program::prologue`](crate::backend::Program).
     Packed,
     /// Everything of one step: inputs, activations, their gradients, workspace.
@@ -257,12 +265,13 @@ impl Plan {
         })
     }
 
-    /// A view of a whole arena, as one flat f32 tensor (the optimizer's operands).
+    /// A view of a whole arena, as one flat tensor (the optimizer's operands): bf16 for
+    /// [`Space::Half`], else f32.
     pub fn whole(&mut self, name: &str, space: Space, len: usize) -> TensorId {
         self.add_tensor(Tensor {
             name: name.to_string(),
             shape: vec![len],
-            dtype: DType::F32,
+            dtype: if space == Space::Half { DType::BF16 } else { DType::F32 },
             space,
             role: Role::State,
             offset: Some(0),

@@ -131,13 +131,14 @@ impl Machine {
         ];
         let weights = program.plan.parameters.arena_len() * 4;
         let mut arenas = Arenas::default();
-        for space in spaces.into_iter().chain([Space::Packed, Space::Activations]) {
+        for space in spaces.into_iter().chain([Space::Half, Space::Packed, Space::Activations]) {
             let (slot, needed) = match space {
                 Space::Parameters => (&mut arenas.parameters, weights),
                 Space::Gradients => (&mut arenas.gradients, weights),
                 Space::FirstMoments => (&mut arenas.first_moments, weights),
                 Space::SecondMoments => (&mut arenas.second_moments, weights),
                 Space::Average => (&mut arenas.average, weights),
+                Space::Half => (&mut arenas.half, weights / 2),
                 Space::Packed => (&mut arenas.packed, program.memory.packed_bytes),
                 Space::Activations => (&mut arenas.activations, program.memory.activation_bytes),
             };
@@ -146,7 +147,7 @@ impl Machine {
             *slot = Some(buffer);
         }
         let mut machine = Machine { backend, program, arenas };
-        for space in spaces.into_iter().chain([Space::Packed, Space::Activations]) {
+        for space in spaces.into_iter().chain([Space::Half, Space::Packed, Space::Activations]) {
             machine.fill(space, f32::from_bits(SENTINEL));
         }
         machine

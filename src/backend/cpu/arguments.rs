@@ -1,11 +1,13 @@
 //! The operands of one node as slices of the arenas.
 #![allow(unsafe_code)] // The one place where offsets become slices.
 
+use half::bf16;
+
 use crate::backend::Program;
 use crate::plan::{DType, Mode, Node, Space, TensorId};
 
 /// Number of arenas.
-pub const SPACES: usize = 7;
+pub const SPACES: usize = 8;
 /// All arenas, in the order of their slots.
 pub const ALL_SPACES: [Space; SPACES] = [
     Space::Parameters,
@@ -13,6 +15,7 @@ pub const ALL_SPACES: [Space; SPACES] = [
     Space::FirstMoments,
     Space::SecondMoments,
     Space::Average,
+    Space::Half,
     Space::Packed,
     Space::Activations,
 ];
@@ -58,6 +61,26 @@ impl<'a> Arguments<'a> {
         let (p, len) = self.address(id, DType::F32);
         // SAFETY: inside the arena, aligned to 64, initialised, and no output of this node overlaps it.
         Some(unsafe { std::slice::from_raw_parts(p.cast(), len) })
+    }
+
+    /// bf16 input at position `i`, which the op requires.
+    pub fn input_half(&self, i: usize) -> &'a [bf16] {
+        let (p, len) = self.address(self.node.input(i), DType::BF16);
+        // SAFETY: as in `optional`; bf16 is any two bytes.
+        unsafe { std::slice::from_raw_parts(p.cast(), len) }
+    }
+
+    /// bf16 output at position `i` and its mode, of an op that is only run for it.
+    pub fn required_half(&mut self, i: usize) -> (&'a mut [bf16], Mode) {
+        let write = self.node.output_write(i).expect("required output of an op");
+        let (p, len) = self.address(write.tensor, DType::BF16);
+        // SAFETY: as in `output`.
+        (unsafe { std::slice::from_raw_parts_mut(p.cast(), len) }, write.mode)
+    }
+
+    /// Element type of the input at position `i`, which the op requires.
+    pub fn dtype(&self, i: usize) -> DType {
+        self.program.plan.tensor(self.node.input(i)).dtype
     }
 
     /// f32 input at position `i`, which the op requires.

@@ -5,6 +5,7 @@ mod arguments;
 pub mod attention;
 pub mod axis_map;
 pub mod broadcast;
+pub mod cast;
 mod columns;
 pub mod concat;
 pub mod conv2d;
@@ -33,10 +34,10 @@ pub mod variational;
 pub use arguments::Arguments;
 pub use pool::Pool;
 
-use super::{Arenas, Backend, Buffer, DeviceInfo, Fetch, Program};
+use super::{Arenas, Backend, Buffer, DeviceInfo, Fetch, Precision, Program};
 use crate::error::{Error, Result};
 use crate::ops::Op;
-use crate::plan::{Node, Plan, TensorId};
+use crate::plan::{DType, Node, Plan, TensorId};
 
 /// Cache-line aligned memory.
 #[derive(Clone, Copy)]
@@ -300,6 +301,8 @@ fn execute(pool: &Pool, node: &Node, a: &mut Arguments) -> Result<()> {
             sampler_control::sampler_residual(pool, op, pair, mask, a.written(0), a.written(1));
         }
         Op::AxisMap(op) => axis_map::axis_map(pool, op, a.input(0), a.input(1), a.required(0)),
+        Op::Cast(_) if a.dtype(0) == DType::F32 => cast::narrow(a.input(0), a.required_half(0)),
+        Op::Cast(_) => cast::widen(a.input_half(0), a.required(0)),
     }
     Ok(())
 }
@@ -329,6 +332,7 @@ impl Backend for Cpu {
             memory_bytes: machine::available_bytes(),
             threads: self.pool.threads(),
             is_host: true,
+            precision: Precision::F32,
         }
     }
 
@@ -403,6 +407,9 @@ impl Backend for Cpu {
             execute(&self.pool, node, &mut a)?;
             for (i, write) in node.outputs.iter().enumerate() {
                 let Some(write) = write else { continue };
+                if program.plan.tensor(write.tensor).dtype != DType::F32 {
+                    continue;
+                }
                 if a.output(i).is_some_and(|(y, _)| y.iter().any(|v| !v.is_finite())) {
                     return Ok(Some(write.tensor));
                 }

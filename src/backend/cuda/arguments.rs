@@ -2,14 +2,16 @@
 //! its name.
 #![allow(unsafe_code)] // Launches on addresses from the memory plan.
 
+use std::ffi::c_void;
+
 use super::device::Device;
 use super::entries::Entry;
-use crate::backend::Program;
+use crate::backend::{Precision, Program};
 use crate::error::Result;
 use crate::plan::{DType, Mode, Node, Space, TensorId};
 
 /// Number of arenas.
-pub(super) const SPACES: usize = 7;
+pub(super) const SPACES: usize = 8;
 
 /// A node's operands by position, as addresses, and its launches.
 ///
@@ -71,6 +73,52 @@ impl<'a> Call<'a> {
         let (base, bytes) = self.arenas[space as usize];
         assert!(offset + tensor.bytes() <= bytes, "`{}` lies outside its arena", tensor.name);
         (base + offset as u64, tensor.len())
+    }
+
+    /// Precision that the program was lowered for.
+    pub fn precision(&self) -> Precision {
+        self.program.precision
+    }
+
+    /// Element type of the input at position `i`, which the op requires.
+    pub fn dtype(&self, i: usize) -> DType {
+        self.program.plan.tensor(self.node.input(i)).dtype
+    }
+
+    /// Element type of the output at position `i`; `None` when it is skipped.
+    pub fn output_dtype(&self, i: usize) -> Option<DType> {
+        self.node.output(i).map(|id| self.program.plan.tensor(id).dtype)
+    }
+
+    /// Address of a tensor of `dtype` that a kernel takes in either type.
+    fn either(&self, id: TensorId, dtype: DType) -> u64 {
+        assert!(matches!(dtype, DType::F32 | DType::BF16), "{dtype:?} is neither f32 nor bf16");
+        self.address(id, dtype).0
+    }
+
+    /// Input of `dtype` (f32 or bf16) at position `i`; null where it is absent.
+    pub fn optional_as(&self, i: usize, dtype: DType) -> *const c_void {
+        let id = self.node.inputs.get(i).copied().flatten();
+        id.map_or(std::ptr::null(), |id| self.either(id, dtype) as *const c_void)
+    }
+
+    /// Input of `dtype` (f32 or bf16) at position `i`, which the op requires.
+    pub fn input_as(&self, i: usize, dtype: DType) -> *const c_void {
+        self.either(self.node.input(i), dtype) as *const c_void
+    }
+
+    /// Output of `dtype` (f32 or bf16) at position `i` and 1 where it is added to; `None`
+    /// when it is skipped.
+    pub fn output_as(&self, i: usize, dtype: DType) -> Option<(*mut c_void, u32)> {
+        let write = self.node.output_write(i)?;
+        let address = self.either(write.tensor, dtype);
+        Some((address as *mut c_void, u32::from(write.mode == Mode::Add)))
+    }
+
+    /// Output of `dtype` (f32 or bf16) at position `i` and 1 where it is added to, of an op
+    /// that is only run for it.
+    pub fn required_as(&self, i: usize, dtype: DType) -> (*mut c_void, u32) {
+        self.output_as(i, dtype).expect("required output of an op")
     }
 
     fn read(&self, i: usize, dtype: DType) -> Option<u64> {
@@ -152,6 +200,16 @@ impl<'a> Call<'a> {
 
 /// Elements that a thread of an elementwise kernel handles, as in common.cuh.
 const GROUP: usize = 4;
+
+/// Elements that a thread of an elementwise kernel of either type handles, as in half.cuh.
+pub(super) fn each(dtype: DType) -> usize {
+    16 / dtype.bytes()
+}
+
+/// Grid of a kernel whose threads handle `each` of `len` elements, `rows` times.
+pub(super) fn packs<P>(entry: &Entry<P>, each: usize, len: usize, rows: usize) -> [usize; 3] {
+    [len.div_ceil(each * entry.threads as usize), rows, 1]
+}
 
 /// Grid of an elementwise kernel over `len` elements, `rows` times.
 pub(super) fn groups<P>(entry: &Entry<P>, len: usize, rows: usize) -> [usize; 3] {

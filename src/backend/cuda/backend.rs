@@ -3,14 +3,14 @@
 use std::cell::Cell;
 use std::sync::Arc;
 
-use super::arguments::{Call, SPACES, groups};
+use super::arguments::{Call, SPACES, each, packs};
 use super::device::Device;
-use super::entries::{CHECK_F32, params};
+use super::entries::{CHECK_BF16, CHECK_F32, params};
 use super::graph::{Graphs, Key, Next};
 use super::memory::Memory;
 use super::staging::Staging;
 use super::{execute, lower};
-use crate::backend::{Arenas, Backend, Buffer, DeviceInfo, Fetch, Program};
+use crate::backend::{Arenas, Backend, Buffer, DeviceInfo, Fetch, Precision, Program};
 use crate::error::{Error, Result};
 use crate::ops::Op;
 use crate::plan::{DType, Node, Plan, Space, TensorId};
@@ -18,6 +18,7 @@ use crate::plan::{DType, Node, Plan, Space, TensorId};
 /// Executes plans on a CUDA device.
 pub struct Cuda {
     device: Arc<Device>,
+    precision: Precision,
     buffers: Vec<Option<Memory>>,
     /// Words that kernels report through; see [`flag`].
     flags: Memory,
@@ -47,20 +48,26 @@ const ALL_SPACES: [Space; SPACES] = [
     Space::FirstMoments,
     Space::SecondMoments,
     Space::Average,
+    Space::Half,
     Space::Packed,
     Space::Activations,
 ];
 
 impl Cuda {
     /// The backend on device `ordinal`.
-    pub fn new(ordinal: usize) -> Result<Self> {
-        Cuda::on(Device::open(ordinal)?)
+    pub fn new(ordinal: usize, precision: Precision) -> Result<Self> {
+        Ok(Cuda { precision, ..Cuda::on(Device::open(ordinal)?)? })
     }
 
     /// The backend on an open device, whose loaded kernels it shares, with a stream of
-    /// its own.
+    /// its own; in f32.
     pub fn sharing(device: &Device) -> Result<Self> {
         Cuda::on(device.with_own_stream()?)
+    }
+
+    /// The same in another precision, for programs that are lowered from now on.
+    pub fn with_precision(self, precision: Precision) -> Self {
+        Cuda { precision, ..self }
     }
 
     fn on(device: Arc<Device>) -> Result<Self> {
@@ -68,6 +75,7 @@ impl Cuda {
         Ok(Cuda {
             staging: Staging::new(device.clone()),
             device,
+            precision: Precision::F32,
             buffers: Vec::new(),
             flags,
             looked_up: Cell::new(None),
@@ -125,10 +133,12 @@ impl Cuda {
     }
 
     /// Whether a tensor holds no NaN and no infinity.
-    fn is_finite(&self, call: &Call, len: usize, x: *const f32) -> Result<bool> {
+    fn is_finite(&self, call: &Call, id: TensorId, dtype: DType) -> Result<bool> {
         let found = (self.flags.address() as *mut u32).wrapping_add(flag::NOT_FINITE);
-        let params = params::Check { found, x, len: len as i64 };
-        call.launch(&CHECK_F32, groups(&CHECK_F32, len, 1), 0, &params)?;
+        let (address, len) = call.address(id, dtype);
+        let params = params::Check { found, x: address as *const _, len: len as i64 };
+        let entry = if dtype == DType::BF16 { &CHECK_BF16 } else { &CHECK_F32 };
+        call.launch(entry, packs(entry, each(dtype), len, 1), 0, &params)?;
         Ok(self.take_flag(flag::NOT_FINITE)? == 0)
     }
 
@@ -163,11 +173,12 @@ impl Backend for Cuda {
             memory_bytes: self.device.memory().map_or(0, |(free, _)| free as u64),
             threads: 1,
             is_host: false,
+            precision: self.precision,
         }
     }
 
     fn lower(&self, plan: Plan) -> Result<Program> {
-        lower::lower(plan)
+        lower::lower(plan, self.precision)
     }
 
     fn allocate(&mut self, bytes: usize, what: &str) -> Result<Buffer> {
@@ -254,11 +265,8 @@ impl Backend for Cuda {
             let call = self.call(program, node, arenas);
             execute::execute(&node.op, Some(&call))?;
             for write in node.outputs.iter().flatten() {
-                if program.plan.tensor(write.tensor).dtype != DType::F32 {
-                    continue;
-                }
-                let (address, len) = call.address(write.tensor, DType::F32);
-                if !self.is_finite(&call, len, address as *const f32)? {
+                let dtype = program.plan.tensor(write.tensor).dtype;
+                if dtype != DType::U32 && !self.is_finite(&call, write.tensor, dtype)? {
                     return Ok(Some(write.tensor));
                 }
             }

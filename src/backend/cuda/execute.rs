@@ -3,8 +3,8 @@
 
 use super::arguments::Call;
 use super::{
-    attention, axis_map, broadcast, concat, conv2d, dropout, embedding, empirical, loss, matmul,
-    noising, norm, optimizer, pointwise, pooling, resample, sampler_control, sampler_step,
+    attention, axis_map, broadcast, cast, concat, conv2d, dropout, embedding, empirical, loss,
+    matmul, noising, norm, optimizer, pointwise, pooling, resample, sampler_control, sampler_step,
     variational,
 };
 use crate::error::{Error, Result};
@@ -63,6 +63,7 @@ pub(super) fn execute(op: &Op, call: Option<&Call>) -> Result<()> {
         Op::SamplerEstimateBackward(op) => with(call, op, sampler_control::estimate_backward),
         Op::SamplerResidual(op) => with(call, op, sampler_control::residual),
         Op::AxisMap(op) => with(call, op, axis_map::axis_map),
+        Op::Cast(op) => with(call, op, cast::cast),
         Op::Pooling(op) => with(call, op, pooling::pooling),
         Op::PoolingBackward(op) => with(call, op, pooling::pooling_backward),
         Op::Variational(op) => with(call, op, variational::variational),

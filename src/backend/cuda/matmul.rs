@@ -1,7 +1,7 @@
 //! Linear layers on CUDA: a convolution whose images are single pixels.
 
 use super::arguments::Call;
-use super::conv2d;
+use super::conv2d::{self, Arithmetic};
 use crate::error::Result;
 use crate::ops::conv2d::Conv2d;
 use crate::ops::linear::Linear;
@@ -35,6 +35,6 @@ pub(super) fn backward_weight(op: &Linear, call: &Call) -> Result<()> {
 }
 
 /// Floats of scratch memory of the weight gradient; the other passes need none.
-pub(super) fn backward_weight_workspace_len(op: &Linear) -> usize {
-    conv2d::backward_weight_workspace_len(&as_convolution(op))
+pub(super) fn backward_weight_workspace_len(op: &Linear, arithmetic: Arithmetic) -> usize {
+    conv2d::backward_weight_workspace_len(&as_convolution(op), arithmetic)
 }

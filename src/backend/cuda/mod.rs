@@ -13,7 +13,7 @@
 //! execute           the exhaustive match over Op
 //! ```
 
-use super::Backend;
+use super::{Backend, Precision};
 use crate::error::{Error, Result};
 
 #[cfg(langevin_cuda)]
@@ -26,6 +26,8 @@ mod axis_map;
 mod backend;
 #[cfg(langevin_cuda)]
 mod broadcast;
+#[cfg(langevin_cuda)]
+mod cast;
 #[cfg(langevin_cuda)]
 mod concat;
 #[cfg(langevin_cuda)]
@@ -95,13 +97,14 @@ pub fn built() -> std::result::Result<(), &'static str> {
 }
 
 /// The backend on device `ordinal`, as `nvidia-smi` numbers them.
-pub fn open(ordinal: usize) -> Result<Box<dyn Backend>> {
+pub fn open(ordinal: usize, precision: Precision) -> Result<Box<dyn Backend>> {
     #[cfg(langevin_cuda)]
     {
-        Ok(Box::new(Cuda::new(ordinal)?))
+        Ok(Box::new(Cuda::new(ordinal, precision)?))
     }
     #[cfg(not(langevin_cuda))]
     {
+        let _ = precision;
         Err(Error::Device {
             device: format!("cuda:{ordinal}"),
             problem: format!(

@@ -4,6 +4,7 @@ use super::arguments::Call;
 use super::entries::{ADAMW_F32, GLOBAL_NORM_F32, SQUARE_SUMS_F32, params};
 use crate::error::Result;
 use crate::ops::optimizer::{AdamW, GlobalNorm};
+use crate::plan::DType;
 
 /// Elements of a chunk, as in optimizer.cu.
 const CHUNK: usize = 16384;
@@ -54,6 +55,7 @@ pub(super) fn adamw(op: &AdamW, call: &Call) -> Result<()> {
             first_moments: call.written(1),
             second_moments: call.written(2),
             average: call.written(3),
+            half: call.output_as(4, DType::BF16).map_or(std::ptr::null_mut(), |(half, _)| half),
             gradients: call.input(0),
             norm: call.input(1),
             control: call.input(2),

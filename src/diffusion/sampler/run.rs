@@ -396,10 +396,10 @@ impl Sampling<'_> {
             engine.set(loaded, slots[0], &x)?;
             let first = &program.stages[0];
             match settings.label {
-                DType::F32 => engine.set(loaded, label, &vec![first.label as f32; copies * n])?,
                 DType::U32 => {
                     engine.set_u32(loaded, label, &vec![first.label as u32; copies * n])?
                 }
+                _ => engine.set(loaded, label, &vec![first.label as f32; copies * n])?,
             }
             if loaded.program.plan.find(name::INPUT).is_some() {
                 for copy in doubled.chunks_exact_mut(n * len) {
@@ -414,7 +414,7 @@ impl Sampling<'_> {
                 let class = tensor(name::CLASS)?;
                 match dtype {
                     DType::U32 => engine.set_u32(loaded, class, &classes)?,
-                    DType::F32 => {
+                    _ => {
                         let values: Vec<f32> = classes.iter().map(|&c| c as f32).collect();
                         engine.set(loaded, class, &values)?;
                     }

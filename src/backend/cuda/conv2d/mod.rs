@@ -21,8 +21,8 @@ mod standalone;
 mod tiles;
 
 pub(super) use node::{
-    backward_data, backward_data_workspace_len, backward_weight, backward_weight_workspace_len,
-    forward, forward_workspace_len,
+    arithmetic, backward_data, backward_data_workspace_len, backward_weight,
+    backward_weight_workspace_len, forward, forward_workspace_len,
 };
 pub use standalone::{Convolution, Epilogue};
 

@@ -1,41 +1,61 @@
 //! What a plan's convolution nodes call.
 
 use super::super::arguments::Call;
+use super::Arithmetic;
 use super::layer::{GatherOperands, Layer, OuterOperands, Pass};
+use crate::backend::Precision;
 use crate::error::Result;
 use crate::ops::conv2d::{Conv2d, PER_IMAGE, RESIDUAL};
+use crate::plan::DType;
+
+/// What a node computes with, by the type of its tensors and the program's precision.
+pub(in crate::backend::cuda) fn arithmetic(dtype: DType, precision: Precision) -> Arithmetic {
+    match (dtype, precision) {
+        (DType::BF16, _) => Arithmetic::Bf16,
+        (_, Precision::Tf32) => Arithmetic::Tf32,
+        _ => Arithmetic::F32,
+    }
+}
+
+fn layer(op: &Conv2d, arithmetic: Arithmetic) -> Layer {
+    Layer { arithmetic, ..Layer::plain(op) }
+}
 
 /// Floats of scratch memory of the forward pass.
-pub(in crate::backend::cuda) fn forward_workspace_len(op: &Conv2d) -> usize {
-    Layer::plain(op).gather_workspace_len(Pass::Forward)
+pub(in crate::backend::cuda) fn forward_workspace_len(op: &Conv2d, a: Arithmetic) -> usize {
+    layer(op, a).gather_workspace_len(Pass::Forward)
 }
 
 /// Floats of scratch memory of the backward pass to the data.
-pub(in crate::backend::cuda) fn backward_data_workspace_len(op: &Conv2d) -> usize {
-    Layer::plain(op).gather_workspace_len(Pass::BackwardData)
+pub(in crate::backend::cuda) fn backward_data_workspace_len(op: &Conv2d, a: Arithmetic) -> usize {
+    layer(op, a).gather_workspace_len(Pass::BackwardData)
 }
 
 /// Floats of scratch memory of the weight gradient.
-pub(in crate::backend::cuda) fn backward_weight_workspace_len(op: &Conv2d) -> usize {
-    Layer::plain(op).outer_workspace_len()
+pub(in crate::backend::cuda) fn backward_weight_workspace_len(op: &Conv2d, a: Arithmetic) -> usize {
+    layer(op, a).outer_workspace_len()
 }
 
 fn gather_node(op: &Conv2d, call: &Call, pass: Pass) -> Result<()> {
-    let forward = pass == Pass::Forward;
-    let optional = |i| if forward { call.optional(i) } else { std::ptr::null() };
-    let (y, add) = call.required(0);
+    let dtype = call.dtype(0);
+    let added = |i| match pass {
+        Pass::Forward => call.optional_as(i, dtype).cast(),
+        Pass::BackwardData => std::ptr::null(),
+    };
+    let (y, add) = call.required_as(0, dtype);
     let operands = GatherOperands {
-        y,
+        y: y.cast(),
         workspace: call.workspace(),
-        x: call.input(0),
+        x: call.input_as(0, dtype).cast(),
         x2: std::ptr::null(),
-        weight: call.input(1),
-        bias: optional(2),
-        per_image: optional(PER_IMAGE),
-        residual: optional(RESIDUAL),
+        weight: call.input_as(1, dtype).cast(),
+        bias: if pass == Pass::Forward { call.optional(2) } else { std::ptr::null() },
+        per_image: added(PER_IMAGE),
+        residual: added(RESIDUAL),
         add: add == 1,
     };
-    Layer::plain(op).launch_gather(pass, &operands, &mut |launch| launch.by(call))
+    let layer = layer(op, arithmetic(dtype, call.precision()));
+    layer.launch_gather(pass, &operands, &mut |launch| launch.by(call))
 }
 
 /// y from x, the weight, and optionally bias, per-image and residual terms.
@@ -48,19 +68,21 @@ pub(in crate::backend::cuda) fn backward_data(op: &Conv2d, call: &Call) -> Resul
     gather_node(op, call, Pass::BackwardData)
 }
 
-/// d_weight and d_bias from x and d_y.
+/// f32 d_weight and d_bias from x and d_y.
 pub(in crate::backend::cuda) fn backward_weight(op: &Conv2d, call: &Call) -> Result<()> {
     let (d_weight, add) = call.output(0).unwrap_or((std::ptr::null_mut(), 0));
     let (d_bias, add_bias) = call.output(1).unwrap_or((std::ptr::null_mut(), 0));
+    let dtype = call.dtype(0);
     let operands = OuterOperands {
         d_weight,
         d_bias,
         workspace: call.workspace(),
-        x: call.input(0),
+        x: call.input_as(0, dtype).cast(),
         x2: std::ptr::null(),
-        d_y: call.input(1),
+        d_y: call.input_as(1, dtype).cast(),
         add: add == 1,
         add_bias: add_bias == 1,
     };
-    Layer::plain(op).launch_outer(&operands, &mut |launch| launch.by(call))
+    let layer = layer(op, arithmetic(dtype, call.precision()));
+    layer.launch_outer(&operands, &mut |launch| launch.by(call))
 }

@@ -1,0 +1,20 @@
+//! Launches of `kernels/cast.cu`.
+
+use super::arguments::{Call, packs};
+use super::entries::{CAST_TO_BF16, CAST_TO_F32, params};
+use crate::error::Result;
+use crate::ops::cast::Cast;
+use crate::plan::DType;
+
+/// Elements of a thread, as in cast.cu.
+const EACH: usize = 8;
+
+pub(super) fn cast(op: &Cast, call: &Call) -> Result<()> {
+    let (from, to, entry) = match call.dtype(0) {
+        DType::BF16 => (DType::BF16, DType::F32, &CAST_TO_F32),
+        _ => (DType::F32, DType::BF16, &CAST_TO_BF16),
+    };
+    let (y, add) = call.required_as(0, to);
+    let params = params::Cast { y, x: call.input_as(0, from), len: op.len as i64, add };
+    call.launch(entry, packs(entry, EACH, op.len, 1), 0, &params)
+}
