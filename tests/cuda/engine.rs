@@ -9,7 +9,7 @@ use langevin::checkpoint::tensors::{self, Values};
 use crate::{driver, succeed, text, train};
 
 /// Losses of the steps, from the metrics.
-fn losses(run: &Path) -> Vec<f64> {
+pub fn losses(run: &Path) -> Vec<f64> {
     let metrics = fs::read_to_string(run.join("metrics.jsonl")).expect("metrics");
     let of = |line: &str| -> Option<f64> {
         let record: serde_json::Value = serde_json::from_str(line).expect("a JSON line");
@@ -39,7 +39,7 @@ fn state(run: &Path, step: u64) -> [BTreeMap<String, Vec<f32>>; 3] {
     .map(|name| floats(&checkpoint.join(name)))
 }
 
-fn assert_same_bits(a: &Path, b: &Path, step: u64) {
+pub fn assert_same_bits(a: &Path, b: &Path, step: u64) {
     for (a, b) in state(a, step).into_iter().zip(state(b, step)) {
         for (name, values) in a {
             let bits = |v: &[f32]| v.iter().map(|v| v.to_bits()).collect::<Vec<_>>();

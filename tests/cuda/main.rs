@@ -4,10 +4,15 @@
 mod device;
 mod engine;
 mod faults;
+#[path = "../model/golden.rs"]
+#[allow(dead_code)] // Shared with the networks' tests.
+mod golden;
 #[path = "../ops/gpu.rs"]
 #[allow(dead_code)] // Shared with the ops' tests, each of which uses a part.
 mod gpu;
 mod kernels;
+#[cfg(langevin_cuda)]
+mod precision;
 
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output};

@@ -8,7 +8,7 @@ use langevin::backend::cpu::Cpu;
 use langevin::model::inception::{FEATURES, Inception};
 use safetensors::SafeTensors;
 
-use super::unet_golden::values;
+use super::golden::values;
 
 fn weight(name: &str, shape: &[usize]) -> Vec<f32> {
     let mut u = values(name, shape.iter().product());

@@ -13,8 +13,8 @@ mod with_kernels {
     use std::path::PathBuf;
     use std::sync::{Arc, OnceLock};
 
-    use langevin::backend::Backend;
     use langevin::backend::cuda::{Cuda, Device};
+    use langevin::backend::{Backend, Precision};
     use libloading::os::unix::{Library, RTLD_GLOBAL, RTLD_NOW};
 
     /// The stand-in driver, which `cargo test` builds beside the tests.
@@ -45,10 +45,16 @@ mod with_kernels {
         Some(device.clone())
     }
 
-    /// A backend on it.
+    /// A backend on it, in f32.
     pub fn backend() -> Option<Box<dyn Backend>> {
+        backend_in(Precision::F32)
+    }
+
+    /// A backend on it in some precision.
+    pub fn backend_in(precision: Precision) -> Option<Box<dyn Backend>> {
         let backend = |device: Arc<Device>| Cuda::sharing(&device).expect("a backend");
-        device().map(|device| Box::new(backend(device)) as Box<dyn Backend>)
+        let in_precision = |device| backend(device).with_precision(precision);
+        device().map(|device| Box::new(in_precision(device)) as Box<dyn Backend>)
     }
 
     /// Sets the order of blocks and warps for what follows.

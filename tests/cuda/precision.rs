@@ -1,0 +1,118 @@
+//! Whole networks in bf16 and tf32: as close to f64 as PyTorch's bf16 autocast is, the
+//! same bits every time, f32 in every file.
+
+use langevin::backend::Precision;
+use langevin::plan::Mode;
+
+use crate::engine::{assert_same_bits, losses};
+use crate::golden::{Derive, Golden, LARGE, Run, STRIDE, nhwc};
+use crate::{driver, succeed, text, train};
+
+/// Share of the norm of all gradients that a weight's own error may always have, as in
+/// tests/golden/precision.py.
+const FLOOR: f64 = 0.01;
+
+/// Networks of tests/golden.
+const NETWORKS: [&str; 14] = [
+    "ddpm",
+    "heads",
+    "scale-shift-class",
+    "resnet-resampling",
+    "ncsnpp",
+    "ncsnpp-attention",
+    "learned-time",
+    "mish-not-square",
+    "identity-class",
+    "one-level",
+    "k",
+    "k-attention",
+    "mlp-positional",
+    "mlp-fourier",
+];
+
+fn norm(values: impl IntoIterator<Item = f64>) -> f64 {
+    values.into_iter().map(|v| v * v).sum::<f64>().sqrt()
+}
+
+fn size(values: &[f32]) -> f64 {
+    norm(values.iter().map(|&v| f64::from(v)))
+}
+
+fn distance(a: &[f32], b: &[f32]) -> f64 {
+    assert_eq!(a.len(), b.len());
+    norm(a.iter().zip(b).map(|(&a, &b)| f64::from(a) - f64::from(b)))
+}
+
+/// What tests/golden/precision.py measures: error of the prediction, of all gradients,
+/// of the worst weight's gradient.
+fn errors(name: &str, precision: Precision) -> [f64; 3] {
+    let golden = Golden::read(name);
+    let backend = crate::gpu::backend_in(precision).expect("built in");
+    let mut run = Run::new(backend, &golden, Derive::Parameters(Mode::Write));
+    run.run();
+    let expected = nhwc(&golden.tensors["prediction"], golden.y_shape);
+    let prediction = distance(&run.get(run.prediction), &expected) / size(&expected);
+    let mut of = Vec::new();
+    for (name, gradient) in run.gradients() {
+        let stride = if gradient.len() <= LARGE { 1 } else { STRIDE };
+        let found: Vec<f32> = gradient.into_iter().step_by(stride).collect();
+        let expected = &golden.tensors[&format!("d_{name}")];
+        of.push((size(expected), distance(&found, expected)));
+    }
+    let total = norm(of.iter().map(|(size, _)| *size));
+    let worst = of.iter().map(|(size, off)| off / (size + FLOOR * total)).fold(0.0, f64::max);
+    [prediction, norm(of.iter().map(|(_, off)| *off)) / total, worst]
+}
+
+/// Compares with PyTorch's errors in tests/golden/precision.json, times `share`.
+fn check(precision: Precision, share: f64) {
+    if driver().is_none() {
+        return;
+    }
+    let measured: serde_json::Value =
+        serde_json::from_str(include_str!("../golden/precision.json")).expect("valid JSON");
+    for name in NETWORKS {
+        let found = errors(name, precision);
+        for (key, found) in ["prediction", "gradients", "worst"].into_iter().zip(found) {
+            let theirs = measured[name][key].as_f64().expect("a number");
+            assert!(
+                found <= share * theirs,
+                "{name} {key} in {precision}: {found:.2e}, PyTorch's bf16 {theirs:.2e}"
+            );
+        }
+    }
+}
+
+#[test]
+fn every_network_in_bf16_is_at_most_twice_as_far_from_f64_as_pytorchs() {
+    check(Precision::Bf16, 2.0);
+}
+
+/// tf32 has three bits of fraction more than bf16, so an eighth of its error.
+#[test]
+fn every_network_in_tf32_is_at_most_an_eighth_of_that_from_f64() {
+    check(Precision::Tf32, 2.0 / 8.0);
+}
+
+#[test]
+fn training_in_bf16_follows_f32_and_resumes_bit_exactly() {
+    let Some(driver) = driver() else { return };
+    let folder = tempfile::tempdir().expect("a folder");
+    let run = |name: &str, precision: &str, steps: &str, environment: &[(&str, &str)]| {
+        let run = folder.path().join(name);
+        let more = ["--precision", precision, "--set", "model.dropout=0.1"];
+        succeed(driver.path(), &train(text(&run), "cuda", steps, &more), environment);
+        run
+    };
+    let single = run("f32", "f32", "10", &[]);
+    let whole = run("whole", "bf16", "10", &[("SOFTGPU_SEED", "1")]);
+    for (step, (a, b)) in losses(&single).iter().zip(losses(&whole)).enumerate() {
+        assert!((a - b).abs() <= 0.02 * a, "step {}: {a} in f32, {b} in bf16", step + 1);
+    }
+    // Launch by launch and in another order of blocks; in two parts.
+    let eager = run("eager", "bf16", "4", &[("LANGEVIN_CUDA_SYNC", "1"), ("SOFTGPU_SEED", "2")]);
+    let out = ["train", "--out", text(&eager), "--resume", "--device", "cuda"];
+    let more = ["--steps", "10", "--precision", "bf16"];
+    succeed(driver.path(), &[&out[..], &more].concat(), &[("SOFTGPU_SEED", "3")]);
+    assert_same_bits(&whole, &eager, 10);
+}
