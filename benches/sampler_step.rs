@@ -51,11 +51,15 @@ fn updates(criterion: &mut Criterion) {
         let setup = Setup::of_scheduler(config, Options::default()).expect("valid");
         let program = Program::new(kind, &setup).expect("valid");
         let (mut engine, loaded) = prepare(&program);
+        let stage = loaded.tensor("sampler.stage").expect("the step's tensor");
         let mut group = criterion.benchmark_group(format!("sampler_step/{name}/cpu"));
         let bytes = 3 * 4 * BATCH * SHAPE.iter().product::<usize>();
         group.throughput(Throughput::Bytes(bytes as u64));
         group.bench_function("16x32x32x3", |b| {
-            b.iter(|| engine.run(&loaded).expect("the step runs"));
+            b.iter(|| {
+                engine.set_u32(&loaded, stage, &[0]).expect("upload");
+                engine.run(&loaded).expect("the step runs")
+            });
         });
     }
 }

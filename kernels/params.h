@@ -442,6 +442,8 @@ struct SamplerStep {
     const float *prediction; /* [copies n, spatial, prediction_channels] */
     const float *table;      /* [stages, rows, 32] */
     const Word *stage;       /* [1] */
+    Word *advanced;          /* [1], the stage to count up; null: none */
+    Word *arrived;           /* [1], blocks; 0 between launches */
     const Word *keys;        /* [n, 4] */
     const float *noise;      /* [n, spatial, channels]; null: drawn */
     const float *threshold;  /* [n]; may be null */

@@ -37,11 +37,30 @@ INLINE void axpy(Group &sum, float c, const Group &v) {
     for (int k = 0; k < GROUP; k++) sum[k] = sum[k] + c * v[k];
 }
 
+/// The stage. The last block to have read it counts it up, where that is asked for.
+INLINE Word take_stage(const SamplerStep &p) {
+    __shared__ Word stage;
+    if (threadIdx.x == 0) {
+        stage = *(const volatile Word *)p.stage;
+        if (p.advanced) {
+            Word last = gridDim.x * gridDim.y - 1;
+            __threadfence();
+            if (atomicInc(p.arrived, last) == last) {
+                volatile Word *advanced = p.advanced;
+                *advanced = *advanced + 1;
+            }
+        }
+    }
+    __syncthreads();
+    return stage;
+}
+
 ENTRY(sampler_step_f32, SamplerStep, 256) {
+    Word stage = take_stage(p);
     Len len = (Len)p.spatial * p.channels, e = group_start();
     int count = group_count(e, len);
     if (count == 0) return;
-    Word image = blockIdx.y, stage = p.stage[0], next = min(stage + 1, p.stages - 1);
+    Word image = blockIdx.y, next = min(stage + 1, p.stages - 1);
     const float *row = row_of(p, stage, image), *next_row = row_of(p, next, image);
     Len at = (Len)image * len + e;
 

@@ -8,8 +8,9 @@
 //! out_k = sum_j c_kj slot_j + c_k7 x_0 + c_k8 eps + c_k9 z     k = 0, 1
 //! ```
 //! A row of f32 [`column`]s holds a stage's coefficients; the stages' rows form
-//! a table on the device, and a one-element tensor says which stage this is. So
-//! a captured step is replayed for every stage. A coefficient of 0 means that
+//! a table on the device, and a one-element tensor says which stage this is; the
+//! step itself goes on to the next one. So a captured step is replayed for every
+//! stage, and nothing is uploaded in between. A coefficient of 0 means that
 //! its operand is not read: where neither output takes x_0 or eps, the prediction
 //! is not. All terms are computed with separate f32 multiply
 //! and add, in the order above, so that every backend gives the same bits.
@@ -85,11 +86,11 @@ pub mod column {
 /// Descriptor. Noise is purpose [`Purpose::SampleStep`](crate::random::Purpose).
 ///
 /// Inputs: 0 prediction `[copies n, ..., prediction_channels]`, 1 table
-/// `[stages, rows, COLUMNS]`, 2 stage `[1]` u32, 3 keys `[n, 4]` u32, 4 given
-/// noise z `[n, ..., channels]`?, 5 threshold `[n]`?.
+/// `[stages, rows, COLUMNS]`, 2 stage `[1]` u32 where it is not the advanced one,
+/// 3 keys `[n, 4]` u32, 4 given noise z `[n, ..., channels]`?, 5 threshold `[n]`?.
 /// Outputs: 0 label of the next evaluation `[copies n]`, 1 its input
 /// `[copies n, ..., channels]`?, 2.. the slots `[n, ..., channels]`, each read
-/// and written in place.
+/// and written in place; after them the [`Advance`]'s two words, where it is there.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct SamplerStep {
     /// Images.
@@ -152,6 +153,15 @@ pub struct SamplerQuantile {
     pub max: f32,
 }
 
+/// A stage number that the step counts up in place.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Advance {
+    /// The number, `[1]` u32.
+    pub stage: TensorId,
+    /// Whatever a backend counts its blocks with, `[1]` u32: 0 between two steps.
+    pub arrived: TensorId,
+}
+
 /// Operands of a sampler step, by name.
 #[derive(Clone, Debug)]
 pub struct SamplerOperands {
@@ -161,6 +171,9 @@ pub struct SamplerOperands {
     pub table: TensorId,
     /// Number of the stage, `[1]` u32.
     pub stage: TensorId,
+    /// The number that the step counts up at its end: `stage`, or the one that rows
+    /// of each image were made for.
+    pub advance: Option<Advance>,
     /// Random keys `[n, 4]`.
     pub keys: TensorId,
     /// Noise to take in place of drawing it.
@@ -215,6 +228,9 @@ impl Plan {
             return wrong(self, table, format!("[stages, 1 or {n}, {}]", column::COLUMNS));
         }
         self.expect_shape(NAME, stage, &[1])?;
+        for word in operands.advance.iter().flat_map(|a| [a.stage, a.arrived]) {
+            self.expect_shape(NAME, word, &[1])?;
+        }
         self.expect_shape(NAME, keys, &[n, 4])?;
         self.expect_shape(NAME, label, &[predicted[0]])?;
         if let Some(z) = noise {
@@ -243,7 +259,7 @@ impl Plan {
         let step = self.sampler_descriptor(operands)?;
         let n = step.n;
         let SamplerOperands {
-            prediction, table, stage, keys, noise, label, input, ref slots, ..
+            prediction, table, stage, keys, noise, label, input, ref slots, advance, ..
         } = *operands;
         let first = slots[0];
         let threshold = operands.threshold.map(|(ratio, max)| {
@@ -262,7 +278,9 @@ impl Plan {
         let write = |tensor| Some(Write { tensor, mode: Mode::Write });
         let mut outputs = vec![write(label), input.and_then(write)];
         outputs.extend(slots.iter().map(|&slot| write(slot)));
-        let inputs = vec![Some(prediction), Some(table), Some(stage), Some(keys), noise, threshold];
+        outputs.extend(advance.iter().flat_map(|a| [write(a.stage), write(a.arrived)]));
+        let told = (advance.map(|a| a.stage) != Some(stage)).then_some(stage);
+        let inputs = vec![Some(prediction), Some(table), told, Some(keys), noise, threshold];
         self.push(Op::SamplerStep(step), inputs, outputs);
         Ok(())
     }

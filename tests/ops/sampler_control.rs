@@ -41,6 +41,7 @@ fn operands(plan: &mut Plan, shape: &[usize], stages: usize, slots: usize) -> Sa
         prediction: state(plan, "prediction", shape),
         table: state(plan, "table", &[stages, 1, column::COLUMNS]),
         stage: plan.activation("stage", &[1], DType::U32, Role::State),
+        advance: None,
         keys: plan.activation("keys", &[n, 4], DType::U32, Role::State),
         noise: None,
         label: state(plan, "label", &[n]),

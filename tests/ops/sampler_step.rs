@@ -1,6 +1,6 @@
 //! `sampler_step` and `sampler_quantile`, alone.
 
-use langevin::ops::sampler_step::{SamplerOperands, column};
+use langevin::ops::sampler_step::{Advance, SamplerOperands, column};
 use langevin::plan::{DType, Plan, Role, TensorId};
 use langevin::random::{Purpose, fill_normal, image_keys};
 
@@ -100,6 +100,7 @@ impl Setup {
             state("prediction", &[seen, spatial, self.prediction_channels], DType::F32);
         let table = state("table", &[STAGES, self.rows(), column::COLUMNS], DType::F32);
         let stage = state("stage", &[1], DType::U32);
+        let arrived = state("arrived", &[1], DType::U32);
         let keys = state("keys", &[n, 4], DType::U32);
         let noise = self.given_noise.then(|| state("noise", &[n, spatial, channels], DType::F32));
         let label = state("label", &[seen], DType::F32);
@@ -112,6 +113,7 @@ impl Setup {
             prediction,
             table,
             stage,
+            advance: Some(Advance { stage, arrived }),
             keys,
             noise,
             label,
@@ -124,6 +126,7 @@ impl Setup {
         machine.upload(prediction, &data.prediction);
         machine.upload(table, &data.table);
         machine.upload_u32(stage, &[1]);
+        machine.upload_u32(arrived, &[0]);
         let words: Vec<u32> = (0..n as u64).flat_map(|i| image_keys(SEED, FIRST + i)).collect();
         machine.upload_u32(keys, &words);
         if let Some(noise) = noise {
@@ -134,6 +137,9 @@ impl Setup {
         }
         machine.run();
         machine.assert_only_tensors_were_written();
+        let word = |machine: &mut Machine, id| machine.download(id)[0].to_bits();
+        assert_eq!(word(&mut machine, stage), 2, "the step goes on to the next stage");
+        assert_eq!(word(&mut machine, arrived), 0);
         let input = input.map_or(Vec::new(), |input| machine.download(input));
         (slots.iter().map(|&s| machine.download(s)).collect(), machine.download(label), input)
     }
@@ -395,6 +401,7 @@ fn shapes_that_do_not_fit_are_refused() {
             prediction: state("prediction", predicted, DType::F32),
             table: state("table", &[STAGES, rows, column::COLUMNS], DType::F32),
             stage: state("stage", &[1], DType::U32),
+            advance: None,
             keys: state("keys", &[2, 4], DType::U32),
             noise: None,
             label: state("label", &[2], DType::F32),

@@ -120,6 +120,11 @@ impl<'a> Arguments<'a> {
         self.output(i).expect("required output of an op").0
     }
 
+    /// Whether there is an output at position `i`.
+    pub fn has_output(&self, i: usize) -> bool {
+        self.node.output_write(i).is_some()
+    }
+
     /// u32 output at position `i`, overwritten, which the op requires.
     pub fn written_u32(&mut self, i: usize) -> &'a mut [u32] {
         let write = self.node.outputs[i].expect("required output of an op");

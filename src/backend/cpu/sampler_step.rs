@@ -290,10 +290,13 @@ pub(super) fn execute_step(pool: &Pool, op: &SamplerStep, a: &mut Arguments) {
         true => a.written(2 + j),
         false => Default::default(),
     });
+    let advanced = a.has_output(2 + op.slots).then(|| a.written_u32(2 + op.slots));
+    let told = a.optional_u32(2).map(|stage| stage[0]);
+    let stage = told.or(advanced.as_ref().map(|stage| stage[0])).expect("a step has a stage");
     let operands = Operands {
         prediction: a.input(0),
         table: a.input(1),
-        stage: a.input_u32(2)[0] as usize,
+        stage: stage as usize,
         keys: a.input_u32(3),
         noise: a.optional(4),
         threshold: a.optional(5),
@@ -302,6 +305,9 @@ pub(super) fn execute_step(pool: &Pool, op: &SamplerStep, a: &mut Arguments) {
         slots,
     };
     sampler_step(pool, op, operands);
+    if let Some(stage) = advanced {
+        stage[0] += 1;
+    }
 }
 
 pub(super) fn execute_quantile(pool: &Pool, op: &SamplerQuantile, a: &mut Arguments) {

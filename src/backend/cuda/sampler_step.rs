@@ -10,7 +10,7 @@ pub(super) fn sizes(op: &SamplerStep, call: &Call) -> params::SamplerStep {
     params::SamplerStep {
         prediction: call.input(0),
         table: call.input(1),
-        stage: call.input_u32(2),
+        stage: call.optional_u32(2),
         n: op.n as u32,
         spatial: op.spatial as u32,
         channels: op.channels as u32,
@@ -26,6 +26,13 @@ pub(super) fn sizes(op: &SamplerStep, call: &Call) -> params::SamplerStep {
 
 pub(super) fn sampler_step(op: &SamplerStep, call: &Call) -> Result<()> {
     let mut params = sizes(op, call);
+    if call.node().output(2 + op.slots).is_some() {
+        params.advanced = call.written_u32(2 + op.slots);
+        params.arrived = call.written_u32(3 + op.slots);
+    }
+    if params.stage.is_null() {
+        params.stage = params.advanced;
+    }
     params.keys = call.input_u32(3);
     params.noise = call.optional(4);
     params.threshold = call.optional(5);

@@ -2,8 +2,8 @@
 //! program over batches of images.
 //!
 //! Slot 0 is the state; it stays on the device from the first stage to the last.
-//! A step reads and writes it in place, so that between two stages nothing moves
-//! but the number of the stage (and given noise, where there is any).
+//! A step reads and writes it in place, and counts up the number of its stage, so
+//! that between two stages nothing moves but given noise, where there is any.
 
 use super::{Control, Program};
 use crate::backend::{Engine, Loaded};
@@ -12,7 +12,7 @@ use crate::error::{Error, Result};
 use crate::ops::sampler_blend::{BlendOperands, column as blend};
 use crate::ops::sampler_langevin::rule;
 use crate::ops::sampler_rk45::{self as rk45, Rk45Operands, curve, state as control};
-use crate::ops::sampler_step::{SamplerOperands, column};
+use crate::ops::sampler_step::{Advance, SamplerOperands, column};
 use crate::plan::{DType, Plan, Role, TensorId};
 use crate::random::{Purpose, check_images, fill_normal, image_keys};
 
@@ -74,6 +74,7 @@ mod name {
     pub const INPUT: &str = "sampler.input";
     pub const TABLE: &str = "sampler.table";
     pub const STAGE: &str = "sampler.stage";
+    pub const ARRIVED: &str = "sampler.arrived";
     pub const KEYS: &str = "sampler.keys";
     pub const NOISE: &str = "sampler.noise";
     pub const ROW: &str = "sampler.row";
@@ -154,8 +155,8 @@ pub fn guided_plan(
         let table = state(name::BLEND, &[stages, blend::COLUMNS], DType::F32);
         (table, state(KNOWN, &with_batch(n), DType::F32), state(MASK, &with_batch(n), DType::F32))
     });
-    // The number outlives its run where the update runs alone after the network.
     let stage = state(name::STAGE, &[1], DType::U32);
+    let advance = Some(Advance { stage, arrived: state(name::ARRIVED, &[1], DType::U32) });
     let noise = settings.given_noise.then(|| plan.input(name::NOISE, &with_batch(n), DType::F32));
     let x = input.unwrap_or(slots[0]);
     let inputs = NetworkInputs { x, label, class };
@@ -170,8 +171,18 @@ pub fn guided_plan(
         Limit::Threshold { ratio, max } => Some((ratio as f32, max as f32)),
         Limit::Clip { .. } | Limit::None => None,
     };
-    let mut operands =
-        SamplerOperands { prediction, table, stage, keys, noise, label, input, slots, threshold };
+    let mut operands = SamplerOperands {
+        prediction,
+        table,
+        stage,
+        advance,
+        keys,
+        noise,
+        label,
+        input,
+        slots,
+        threshold,
+    };
     // Rows of each image take the table's place, of this stage and the next.
     let row = match program.control {
         Control::None => None,
@@ -345,8 +356,7 @@ impl Sampling<'_> {
         // Those after them are a guide's, which the plan writes itself.
         let slots: Vec<TensorId> =
             (0..program.slots).map_while(|j| loaded.program.plan.find(&name::slot(j))).collect();
-        let (stage_id, label, keys_id) =
-            (tensor(name::STAGE)?, tensor(name::LABEL)?, tensor(name::KEYS)?);
+        let (label, keys_id) = (tensor(name::LABEL)?, tensor(name::KEYS)?);
         let table = program.table(settings.guidance);
         let mut evaluations = (program.evaluations() * copies * count) as u64;
         if matches!(program.control, Control::Adaptive(_)) {
@@ -381,6 +391,8 @@ impl Sampling<'_> {
             frames.keep(0, false, &x);
 
             engine.set(loaded, tensor(name::TABLE)?, &table)?;
+            self.set_stage(engine, 0)?;
+            engine.set_u32(loaded, tensor(name::ARRIVED)?, &[0])?;
             self.set_control(engine)?;
             for &(name, values) in request.constants {
                 engine.set(loaded, tensor(name)?, values)?;
@@ -442,7 +454,7 @@ impl Sampling<'_> {
                     fill_batch(row, len, from, &mut x);
                     engine.set(loaded, tensor(name::NOISE)?, &x)?;
                 }
-                self.run_stage(engine, stage_id, i)?;
+                self.run_stage(engine, i)?;
                 let last = i + 1 == stages;
                 let ends_update = last || program.stages[i + 1].update != stage.update;
                 if ends_update && (last || frames.wants(stage.update + 1)) {
@@ -467,8 +479,13 @@ impl Sampling<'_> {
 }
 
 impl Sampling<'_> {
-    fn run_stage(&self, engine: &mut Engine, stage_id: TensorId, stage: usize) -> Result<()> {
-        engine.set_u32(self.loaded, stage_id, &[stage as u32])?;
+    /// Sets the number of the next stage. Each stage counts it up itself.
+    fn set_stage(&self, engine: &mut Engine, stage: usize) -> Result<()> {
+        engine.set_u32(self.loaded, self.loaded.tensor(name::STAGE)?, &[stage as u32])
+    }
+
+    /// Runs the stage whose turn it is on the device.
+    fn run_stage(&self, engine: &mut Engine, stage: usize) -> Result<()> {
         match self.program.stages[stage].evaluates {
             true => engine.run(self.loaded),
             false => engine.run_update(self.loaded),
@@ -520,19 +537,21 @@ impl Sampling<'_> {
         progress: &mut dyn FnMut(usize) -> Result<()>,
     ) -> Result<u64> {
         let Sampling { program, settings, loaded } = *self;
-        let (stage_id, running) = (loaded.tensor(name::STAGE)?, loaded.tensor(name::RUNNING)?);
+        let running = loaded.tensor(name::RUNNING)?;
         let mut left = [settings.batch as f32];
         let mut steps = 0;
-        self.run_stage(engine, stage_id, 0)?;
+        self.run_stage(engine, 0)?;
         while left[0] > 0.0 && steps < adaptive.most_steps {
+            self.set_stage(engine, rk45::STEP)?;
             for stage in rk45::STEP..=rk45::KEEP {
-                self.run_stage(engine, stage_id, stage)?;
+                self.run_stage(engine, stage)?;
             }
             engine.get(loaded, running, &mut left)?;
             steps += 1;
             progress(settings.batch - left[0] as usize)?;
         }
-        self.run_stage(engine, stage_id, rk45::END)?;
+        self.set_stage(engine, rk45::END)?;
+        self.run_stage(engine, rk45::END)?;
         let mut states = vec![0f32; settings.batch * control::COLUMNS];
         engine.get(loaded, loaded.tensor(name::STATE)?, &mut states)?;
         let own = || states.chunks_exact(control::COLUMNS).take(here);
