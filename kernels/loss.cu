@@ -4,6 +4,7 @@
 // prediction, x_0: [n, len] f32. Forward: one block an image; a thread takes every
 // 256th counter in order, squares are summed in f64, then over the block in a fixed
 // tree. Backward: a thread a counter.
+#include "images.cuh"
 #include "random.cuh"
 
 // Columns of the coefficients, as in ops::noising::coefficient.
@@ -13,8 +14,9 @@ enum { TARGET_X0 = 2, TARGET_NOISE = 3, WEIGHT = 4, COLUMNS = 8 };
 INLINE Group difference(const Loss &p, Len image, Len e, int count) {
     const float *c = p.coefficients + image * COLUMNS;
     Group prediction = load(p.prediction + image * p.len + e, count);
-    Group x0 = load(p.x0 + image * p.len + e, count), eps = {0, 0, 0, 0}, d;
+    Group x0 = {0, 0, 0, 0}, eps = {0, 0, 0, 0}, d;
     float a = c[TARGET_X0], b = 0.0f;
+    if (a != 0.0f) x0 = load_image(p.images, p.len, image, e, count);
     if (p.keys) {
         b = c[TARGET_NOISE];
         eps = normals(p.keys + image * 4, TRAIN_NOISE, 0, (Word)(e / GROUP));

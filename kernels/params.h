@@ -168,10 +168,21 @@ struct SumLanes {
 
 /* noising.cu, loss.cu */
 
+/** Clean images, given or picked; see ops::noising::Pick. */
+struct Images {
+    const void *set;   /* [n, len] float; with picks [rows, len], bytes if levels > 0 */
+    const Word *picks; /* [n, 2] which, mirrored; null: the images are given */
+    Word rows;
+    Word width;
+    Word channels;
+    Word levels;
+};
+
 /** x_t = signal x_0 + std eps. */
 struct Noising {
     float *x_t;                /* [n, len] */
-    const float *x0;           /* [n, len] */
+    float *x0;                 /* [n, len]; may be null */
+    struct Images images;
     const float *coefficients; /* [n, 8] */
     const Word *keys;          /* [n, 4] */
     Len len;
@@ -182,7 +193,7 @@ struct Noising {
 struct Loss {
     float *out;                /* [n]; backward: [n, len] */
     const float *prediction;   /* [n, len] */
-    const float *x0;           /* [n, len] */
+    struct Images images;      /* x_0 */
     const float *coefficients; /* [n, 8] */
     const Word *keys;          /* [n, 4]; null: no eps */
     Len len;

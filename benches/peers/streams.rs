@@ -1,6 +1,7 @@
 //! What is bound by memory or by random numbers, not by multiplications.
 #![allow(unsafe_code)] // Tasks write disjoint parts of one slice.
 
+use langevin::backend::cpu::images::Images;
 use langevin::backend::cpu::loss::{self, Target};
 use langevin::backend::cpu::pool::Parts;
 use langevin::backend::cpu::{Pool, dropout, noising, optimizer};
@@ -109,9 +110,10 @@ fn images() -> (Vec<u32>, Vec<f32>) {
 
 fn loss_of_images(threads: usize) -> Run {
     let (pool, (keys, coefficients), (n, len)) = (Pool::new(threads), images(), IMAGES);
-    let op = Loss { n, len, scale: 1.0 / n as f32 };
+    let op = Loss { n, len, scale: 1.0 / n as f32, pick: None };
     let (prediction, x0, mut losses) = (vec![0.1; n * len], vec![0.5; n * len], vec![0.0; n]);
     Box::new(move || {
+        let x0 = Images::given(&x0);
         let target = Target { x0: &x0, coefficients: &coefficients, keys: Some(&keys) };
         loss::loss(&pool, &op, &prediction, target, (&mut losses, Mode::Write));
     })
@@ -119,10 +121,11 @@ fn loss_of_images(threads: usize) -> Run {
 
 fn loss_backward_of_images(threads: usize) -> Run {
     let (pool, (keys, coefficients), (n, len)) = (Pool::new(threads), images(), IMAGES);
-    let op = Loss { n, len, scale: 1.0 / n as f32 };
+    let op = Loss { n, len, scale: 1.0 / n as f32, pick: None };
     let (prediction, x0) = (vec![0.1; n * len], vec![0.5; n * len]);
     let mut d_prediction = vec![0.0; n * len];
     Box::new(move || {
+        let x0 = Images::given(&x0);
         let target = Target { x0: &x0, coefficients: &coefficients, keys: Some(&keys) };
         loss::loss_backward(&pool, &op, &prediction, target, (&mut d_prediction, Mode::Write));
     })
@@ -153,10 +156,11 @@ fn normals(threads: usize) -> Run {
 
 fn noise_images(threads: usize) -> Run {
     let (pool, (keys, coefficients), (n, len)) = (Pool::new(threads), images(), IMAGES);
-    let op = Noising { n, len };
+    let op = Noising { n, len, pick: None };
     let (x0, mut x_t) = (vec![0.5; n * len], vec![0.0; n * len]);
     Box::new(move || {
-        noising::noising(&pool, &op, &x0, &coefficients, &keys, (&mut x_t, Mode::Write));
+        let (x0, x_t) = (Images::given(&x0), (&mut x_t[..], Mode::Write));
+        noising::noising(&pool, &op, &x0, &coefficients, &keys, x_t, None);
     })
 }
 

@@ -47,6 +47,8 @@ pub struct Requirement {
     pub optimizer: usize,
     pub packed: usize,
     pub activations: usize,
+    /// Images that lie on the device from beginning to end.
+    pub images: usize,
     /// On the host: the copies from which a checkpoint is written.
     pub staging: usize,
 }
@@ -66,13 +68,14 @@ impl Requirement {
             optimizer: if training { 4 * arena } else { 0 },
             packed: programs.iter().map(|p| p.memory.packed_bytes).sum(),
             activations: programs.iter().map(|p| p.memory.activation_bytes).max().unwrap_or(0),
+            images: programs.iter().map(|p| p.image_bytes()).max().unwrap_or(0),
             staging: if training { 4 * arena } else { 0 },
         }
     }
 
     /// All of it.
     pub fn total(&self) -> usize {
-        self.weights + self.optimizer + self.packed + self.activations + self.staging
+        self.weights + self.optimizer + self.packed + self.activations + self.images + self.staging
     }
 }
 
@@ -117,6 +120,7 @@ impl Engine {
             a.second_moments,
             a.average,
             a.packed,
+            a.images,
             a.activations,
             self.halves[0].0,
             self.halves[1].0,
@@ -250,6 +254,22 @@ impl Engine {
         self.set_bytes(loaded, id, DType::U32, bytemuck::cast_slice(values))
     }
 
+    /// Uploads a u8 tensor of a program.
+    pub fn set_u8(&mut self, loaded: &Loaded, id: TensorId, values: &[u8]) -> Result<()> {
+        self.set_bytes(loaded, id, DType::U8, values)
+    }
+
+    /// Puts the set of images that programs pick from ([`Space::Images`]) on the
+    /// device: u8, or the bytes of f32.
+    pub fn set_images(&mut self, bytes: &[u8]) -> Result<()> {
+        if let Some(old) = self.arenas.images.take() {
+            self.backend.free(old);
+        }
+        let buffer = self.backend.allocate(bytes.len(), "images")?;
+        self.arenas.images = Some(buffer);
+        self.backend.upload(&buffer, 0, bytes)
+    }
+
     fn set_bytes(
         &mut self,
         loaded: &Loaded,
@@ -263,7 +283,7 @@ impl Engine {
                 op: "upload",
                 tensor: tensor.name.clone(),
                 expected: format!("{} values of {:?}", tensor.len(), tensor.dtype),
-                found: vec![bytes.len() / 4],
+                found: vec![bytes.len() / dtype.bytes()],
             });
         }
         debug_assert_ne!(tensor.role, Role::Transient, "`{}` is not kept", tensor.name);

@@ -63,6 +63,7 @@ pub struct Arenas {
     pub average: Option<Buffer>,
     pub half: Option<Buffer>,
     pub packed: Option<Buffer>,
+    pub images: Option<Buffer>,
     pub activations: Option<Buffer>,
 }
 
@@ -77,6 +78,7 @@ impl Arenas {
             Space::Average => self.average.as_ref(),
             Space::Half => self.half.as_ref(),
             Space::Packed => self.packed.as_ref(),
+            Space::Images => self.images.as_ref(),
             Space::Activations => self.activations.as_ref(),
         }
     }
@@ -140,6 +142,12 @@ impl Program {
     pub fn writes(&self, space: Space) -> bool {
         let mut written = self.plan.nodes.iter().flat_map(|n| n.outputs.iter().flatten());
         written.any(|w| self.plan.tensor(w.tensor).space == space)
+    }
+
+    /// Bytes of the set of images that it picks from; 0 where there is none.
+    pub fn image_bytes(&self) -> usize {
+        let sets = self.plan.tensors.iter().filter(|t| t.space == Space::Images);
+        sets.map(|t| t.bytes()).max().unwrap_or(0)
     }
 
     /// Arena and byte offset of a tensor.

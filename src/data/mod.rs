@@ -298,6 +298,15 @@ impl Dataset {
         &self.pixels[index * self.image_len()..][..self.image_len()]
     }
 
+    /// All images `[n, h, w, c]`: a byte a value, or the bytes of f32 where values are
+    /// continuous.
+    pub fn bytes(&self) -> &[u8] {
+        match self.floats.is_empty() {
+            true => &self.pixels,
+            false => bytemuck::cast_slice(&self.floats),
+        }
+    }
+
     /// Model value, in [-1, 1], of a byte: 2 byte / (levels - 1) - 1.
     pub fn model_value(&self, byte: u8) -> f32 {
         self.values[byte as usize]

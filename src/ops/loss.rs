@@ -6,14 +6,16 @@
 //! fixed chunks of the image, in order.
 
 use super::Op;
-use super::noising::coefficient;
+use super::noising::{Pick, Picked, coefficient};
 use crate::error::Result;
 use crate::plan::{Deriver, Node, Plan, TensorId};
 
 /// Descriptor. a, b, w are columns `TARGET_X0`, `TARGET_NOISE`, `WEIGHT` of the
-/// coefficients. Without keys there is no eps and b is not read.
-/// - `Loss`: inputs prediction `[n, ...]`, x_0 (or a given target), coefficients
-///   `[n, COLUMNS]`, keys `[n, 4]`?; output loss `[n]`.
+/// coefficients. Without keys there is no eps and b is not read; where a is 0, x_0 is
+/// not.
+/// - `Loss`: inputs prediction `[n, ...]`, x_0 (or a given target; with `pick` the
+///   set), coefficients `[n, COLUMNS]`, keys `[n, 4]`?, with `pick` the picks `[n, 2]`;
+///   output loss `[n]`.
 /// - `LossBackward`: the same inputs; output d_prediction.
 #[derive(Clone, Copy, Debug, PartialEq)]
 #[allow(missing_docs)]
@@ -23,6 +25,8 @@ pub struct Loss {
     pub len: usize,
     /// Factor of the sum in the objective: 1 / images of the optimizer step.
     pub scale: f32,
+    /// Where x_0 is picked from a set of images, as by noising.
+    pub pick: Option<Pick>,
 }
 
 impl Loss {
@@ -50,13 +54,35 @@ impl Plan {
         if let Some(k) = keys {
             self.expect_shape("loss", k, &[n, 4])?;
         }
-        let op = Loss { n, len: shape[1..].iter().product(), scale };
+        let op = Loss { n, len: shape[1..].iter().product(), scale, pick: None };
         let loss = self.transient("loss", &[n]);
         self.push_forward(
             Op::Loss(op),
             &[Some(prediction), Some(x0), Some(coefficients), keys],
             &[loss],
         );
+        Ok(loss)
+    }
+
+    /// The same against images that are picked from a set.
+    pub fn loss_picked(
+        &mut self,
+        prediction: TensorId,
+        images: Picked,
+        coefficients: TensorId,
+        keys: TensorId,
+        scale: f32,
+    ) -> Result<TensorId> {
+        let (n, len, pick) = self.pick("loss", images)?;
+        let mut shape = self.shape(images.set).to_vec();
+        shape[0] = n;
+        self.expect_shape("loss", prediction, &shape)?;
+        self.expect_shape("loss", coefficients, &[n, coefficient::COLUMNS])?;
+        self.expect_shape("loss", keys, &[n, 4])?;
+        let op = Op::Loss(Loss { n, len, scale, pick: Some(pick) });
+        let loss = self.transient("loss", &[n]);
+        let inputs = [prediction, images.set, coefficients, keys, images.picks].map(Some);
+        self.push_forward(op, &inputs, &[loss]);
         Ok(loss)
     }
 }

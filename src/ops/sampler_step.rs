@@ -259,7 +259,16 @@ impl Plan {
         let step = self.sampler_descriptor(operands)?;
         let n = step.n;
         let SamplerOperands {
-            prediction, table, stage, keys, noise, label, input, ref slots, advance, ..
+            prediction,
+            table,
+            stage,
+            keys,
+            noise,
+            label,
+            input,
+            ref slots,
+            advance,
+            ..
         } = *operands;
         let first = slots[0];
         let threshold = operands.threshold.map(|(ratio, max)| {

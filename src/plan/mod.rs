@@ -38,6 +38,8 @@ pub enum DType {
     U32,
     /// The upper half of an f32: what tensor cores multiply, see [`precision`].
     BF16,
+    /// Bytes: images as they are stored.
+    U8,
 }
 
 impl DType {
@@ -46,6 +48,7 @@ impl DType {
         match self {
             DType::F32 | DType::U32 => 4,
             DType::BF16 => 2,
+            DType::U8 => 1,
         }
     }
 }
@@ -68,6 +71,8 @@ pub enum Space {
     Half,
     /// Weights in a backend's packed form, written by [`Program::prologue`](crate::backend::Program).
     Packed,
+    /// A set of images, for programs that pick theirs from it.
+    Images,
     /// Everything of one step: inputs, activations, their gradients, workspace.
     Activations,
 }
@@ -273,6 +278,18 @@ impl Plan {
             shape: vec![len],
             dtype: if space == Space::Half { DType::BF16 } else { DType::F32 },
             space,
+            role: Role::State,
+            offset: Some(0),
+        })
+    }
+
+    /// The set of images `[rows, h, w, c]` of [`Space::Images`].
+    pub fn image_set(&mut self, shape: &[usize], dtype: DType) -> TensorId {
+        self.add_tensor(Tensor {
+            name: "images".to_string(),
+            shape: shape.to_vec(),
+            dtype,
+            space: Space::Images,
             role: Role::State,
             offset: Some(0),
         })

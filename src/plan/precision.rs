@@ -204,7 +204,7 @@ impl Casts {
     fn read(&mut self, plan: &mut Plan, id: TensorId, half: bool) -> TensorId {
         let tensor = plan.tensor(id);
         let wanted = if half { DType::BF16 } else { DType::F32 };
-        if tensor.dtype == wanted || tensor.dtype == DType::U32 {
+        if tensor.dtype == wanted || matches!(tensor.dtype, DType::U32 | DType::U8) {
             return id;
         }
         if tensor.space == Space::Parameters && !self.written.contains(&id) {

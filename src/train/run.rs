@@ -4,7 +4,7 @@ use std::path::Path;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use super::metrics::{Quartiles, Record};
-use super::step::{Batch, Control, Started, TrainStep};
+use super::step::{Batch, Control, Images, Started, TrainStep};
 use crate::backend::{Engine, WeightSet};
 use crate::checkpoint::atomic;
 use crate::checkpoint::diffusers::Pipeline;
@@ -18,7 +18,7 @@ use crate::diffusion::sampler::run::Request as DrawRequest;
 use crate::diffusion::sampler::{Kind, Options, Setup};
 use crate::error::{Error, Result};
 use crate::model::Network;
-use crate::ops::noising::coefficient;
+use crate::ops::noising::{coefficient, pick};
 use crate::ops::variational::column;
 use crate::plan::{Parameters, Space};
 use crate::random::{self, Purpose, image_keys};
@@ -34,6 +34,8 @@ pub(super) struct Run<'a> {
     pub(super) dataset: Dataset,
     pub(super) order: Order,
     pub(super) step: TrainStep,
+    /// In which form the step gets its images.
+    pub(super) images: Images,
     pub(super) batch: Batch,
     /// Where the examples' times lie in their distribution.
     pub(super) quantiles: Vec<f64>,
@@ -91,7 +93,7 @@ impl Run<'_> {
         for (i, flip) in self.flips.iter_mut().enumerate() {
             *flip = self.config.data.horizontal_flip && self.order.flip(position + i as u64);
         }
-        self.dataset.fill_batch(&self.indices, &self.flips, &mut self.batch.x0);
+        self.fill_images();
         let classes = self.network.classes();
         for i in 0..self.indices.len() {
             let image = position + i as u64;
@@ -125,6 +127,26 @@ impl Run<'_> {
             }
         }
         Ok(())
+    }
+
+    /// The clean images of the micro-batch, in the form that the step reads.
+    fn fill_images(&mut self) {
+        let Images { levels, resident, .. } = self.images;
+        if levels == 0 && resident.is_none() {
+            self.dataset.fill_batch(&self.indices, &self.flips, &mut self.batch.x0);
+            return;
+        }
+        let picks = self.batch.picks.chunks_exact_mut(pick::COLUMNS).enumerate();
+        for ((i, row), (&index, &flip)) in picks.zip(self.indices.iter().zip(&self.flips)) {
+            row[pick::ROW] = if resident.is_some() { index } else { i } as u32;
+            row[pick::MIRRORED] = u32::from(flip);
+        }
+        if resident.is_none() {
+            let len = self.dataset.image_len();
+            for (&index, to) in self.indices.iter().zip(self.batch.bytes.chunks_exact_mut(len)) {
+                to.copy_from_slice(self.dataset.image(index));
+            }
+        }
     }
 
     /// Starts the optimizer step after `done` earlier ones. None where `stop` was set

@@ -7,7 +7,7 @@ use crate::config::TrainConfig;
 use crate::diffusion::loss::Objective;
 use crate::error::Result;
 use crate::model::{Conditioning, Network, NetworkInputs};
-use crate::ops::noising::coefficient;
+use crate::ops::noising::{Picked, coefficient, pick};
 use crate::ops::optimizer::{AdamW, control};
 use crate::ops::variational::{Options, column};
 use crate::plan::{DType, Mode, Parameters, Plan, TensorId, Wrt};
@@ -15,8 +15,13 @@ use crate::plan::{DType, Mode, Parameters, Plan, TensorId, Wrt};
 /// The host's side of one micro-batch; buffers are reused from step to step.
 #[derive(Clone, Debug)]
 pub struct Batch {
-    /// Clean images in model range, `[n, h, w, c]`.
+    /// Clean images in model range, `[n, h, w, c]`, where they are uploaded so.
     pub x0: Vec<f32>,
+    /// Clean images as bytes, `[n, h, w, c]`, where they are uploaded so.
+    pub bytes: Vec<u8>,
+    /// Which image of the set each one is, and whether mirrored, `[n, 2]`, where
+    /// noising picks.
+    pub picks: Vec<u32>,
     /// Time as the network's embedding takes it, `[n]`.
     pub t: Vec<f32>,
     /// The same time as a row, for networks that look it up, `[n]`.
@@ -34,10 +39,12 @@ pub struct Batch {
 }
 
 impl Batch {
-    /// Buffers for `n` images of `image_len` elements.
+    /// Buffers for `n` images of `image_len` elements that are uploaded as values.
     pub fn new(n: usize, image_len: usize) -> Self {
         Batch {
             x0: vec![0.0; n * image_len],
+            bytes: Vec::new(),
+            picks: vec![0; n * pick::COLUMNS],
             t: vec![0.0; n],
             label: vec![0; n],
             coefficients: vec![0.0; n * coefficient::COLUMNS],
@@ -49,10 +56,40 @@ impl Batch {
     }
 }
 
+/// In which form a step gets its clean images.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Images {
+    /// `[h, w, c]`
+    pub shape: [usize; 3],
+    /// Values of a byte; 0 where the images are f32 in model range.
+    pub levels: usize,
+    /// Images of the set that lies on the device
+    /// ([`Engine::set_images`]); none where those of each batch are uploaded.
+    pub resident: Option<usize>,
+}
+
+impl From<[usize; 3]> for Images {
+    /// f32, uploaded batch by batch.
+    fn from(shape: [usize; 3]) -> Self {
+        Images { shape, levels: 0, resident: None }
+    }
+}
+
+/// Where a plan's clean images come from.
+#[derive(Clone, Copy, Debug)]
+enum Clean {
+    /// Uploaded as values.
+    Given(TensorId),
+    /// Uploaded as bytes, in the order of the batch.
+    Staged(Picked),
+    /// Picked from those on the device.
+    Resident(Picked),
+}
+
 /// The tensors that are uploaded for each micro-batch.
 #[derive(Clone, Copy, Debug)]
 struct Inputs {
-    x0: TensorId,
+    clean: Clean,
     t: TensorId,
     coefficients: TensorId,
     keys: TensorId,
@@ -82,16 +119,17 @@ pub struct StepPrograms {
 
 impl StepPrograms {
     /// Builds the plans of one optimizer step of `config.accumulation`
-    /// micro-batches of `config.batch` images `[h, w, c]`.
+    /// micro-batches of `config.batch` images.
     pub fn new(
         engine: &Engine,
         network: &Network,
         parameters: &Parameters,
         config: &TrainConfig,
         objective: &Objective,
-        image: [usize; 3],
+        images: impl Into<Images>,
     ) -> Result<Self> {
-        let make = |mode| training_plan(network, config, objective, image, mode);
+        let images = images.into();
+        let make = |mode| training_plan(network, config, objective, images, mode);
         // The tensors of a micro-batch have the same ids in each plan.
         let mut programs = Vec::new();
         if config.accumulation > 1 {
@@ -145,17 +183,24 @@ fn training_plan(
     network: &Network,
     config: &TrainConfig,
     objective: &Objective,
-    [h, w, c]: [usize; 3],
+    images: Images,
     mode: Mode,
 ) -> Result<(Plan, Inputs)> {
-    let n = config.batch;
+    let (n, [h, w, c]) = (config.batch, images.shape);
     let mut plan = Plan::new();
-    let x0 = plan.input("x_0", &[n, h, w, c], DType::F32);
+    let clean = clean_images(&mut plan, n, images);
     let t = network.time_input().declare(&mut plan, "t", n).expect("every network reads the time");
     let coefficients = plan.input("coefficients", &[n, coefficient::COLUMNS], DType::F32);
     let keys = plan.input("keys", &[n, 4], DType::U32);
     let class = network.class_input().declare(&mut plan, "class", n);
-    let x_t = plan.noising(x0, coefficients, keys)?;
+    // A variational term reads x_0 in its own way.
+    let plain = objective.half_bin().is_some();
+    let (x_t, x0) = match clean {
+        Clean::Given(x0) => (plan.noising(x0, coefficients, keys)?, Some(x0)),
+        Clean::Staged(picked) | Clean::Resident(picked) => {
+            plan.noising_picked(picked, coefficients, keys, plain)?
+        }
+    };
     let prediction =
         network.build(&mut plan, &NetworkInputs { x: x_t, t, class, keys: Some(keys) })?;
     let scale = 1.0 / (n * config.accumulation) as f32;
@@ -164,17 +209,41 @@ fn training_plan(
         let rows = plan.input("variational", &[n, column::COLUMNS], DType::F32);
         variational = Some(rows);
         let options = Options { hold_mean: objective.holds_mean(), half_bin, scale };
-        plan.variational(prediction, x0, rows, keys, options)?
+        plan.variational(prediction, x0.expect("kept for it"), rows, keys, options)?
     } else if objective.is_two_variable() {
         let second = plan.input("target", &[n, h, w, c], DType::F32);
         target = Some(second);
         plan.loss(prediction, second, coefficients, Some(keys), scale)?
     } else {
-        plan.loss(prediction, x0, coefficients, Some(keys), scale)?
+        match clean {
+            Clean::Given(x0) => plan.loss(prediction, x0, coefficients, Some(keys), scale)?,
+            Clean::Staged(picked) | Clean::Resident(picked) => {
+                plan.loss_picked(prediction, picked, coefficients, keys, scale)?
+            }
+        }
     };
     plan.keep(loss);
     plan.derive(&[(loss, None)], Wrt::Parameters(mode))?;
-    Ok((plan, Inputs { x0, t, coefficients, keys, class, variational, target, loss }))
+    Ok((plan, Inputs { clean, t, coefficients, keys, class, variational, target, loss }))
+}
+
+/// Declares the clean images of a plan.
+fn clean_images(plan: &mut Plan, n: usize, images: Images) -> Clean {
+    let [h, w, c] = images.shape;
+    let dtype = if images.levels == 0 { DType::F32 } else { DType::U8 };
+    if images.resident.is_none() && dtype == DType::F32 {
+        return Clean::Given(plan.input("x_0", &[n, h, w, c], dtype));
+    }
+    let set = match images.resident {
+        Some(rows) => plan.image_set(&[rows, h, w, c], dtype),
+        None => plan.input("images", &[n, h, w, c], dtype),
+    };
+    let picks = plan.input("picks", &[n, pick::COLUMNS], DType::U32);
+    let picked = Picked { set, picks, levels: images.levels };
+    match images.resident {
+        Some(_) => Clean::Resident(picked),
+        None => Clean::Staged(picked),
+    }
 }
 
 /// An executable training step.
@@ -262,7 +331,14 @@ impl TrainStep {
 
     fn upload(&self, engine: &mut Engine, program: &Loaded, batch: &Batch) -> Result<()> {
         let inputs = &self.inputs;
-        engine.set(program, inputs.x0, &batch.x0)?;
+        match inputs.clean {
+            Clean::Given(x0) => engine.set(program, x0, &batch.x0)?,
+            Clean::Staged(images) => {
+                engine.set_u8(program, images.set, &batch.bytes)?;
+                engine.set_u32(program, images.picks, &batch.picks)?;
+            }
+            Clean::Resident(images) => engine.set_u32(program, images.picks, &batch.picks)?,
+        }
         match self.time {
             Conditioning::Row(_) => engine.set_u32(program, inputs.t, &batch.label)?,
             _ => engine.set(program, inputs.t, &batch.t)?,

@@ -131,7 +131,8 @@ impl Machine {
         ];
         let weights = program.plan.parameters.arena_len() * 4;
         let mut arenas = Arenas::default();
-        for space in spaces.into_iter().chain([Space::Half, Space::Packed, Space::Activations]) {
+        let others = [Space::Half, Space::Packed, Space::Images, Space::Activations];
+        for space in spaces.into_iter().chain(others) {
             let (slot, needed) = match space {
                 Space::Parameters => (&mut arenas.parameters, weights),
                 Space::Gradients => (&mut arenas.gradients, weights),
@@ -140,6 +141,7 @@ impl Machine {
                 Space::Average => (&mut arenas.average, weights),
                 Space::Half => (&mut arenas.half, weights / 2),
                 Space::Packed => (&mut arenas.packed, program.memory.packed_bytes),
+                Space::Images => (&mut arenas.images, program.image_bytes()),
                 Space::Activations => (&mut arenas.activations, program.memory.activation_bytes),
             };
             // One line more, to see writes past the end.
@@ -172,6 +174,14 @@ impl Machine {
         let bytes: Vec<u8> = values.iter().flat_map(|v| v.to_le_bytes()).collect();
         let buffer = self.arenas.get(space).expect("allocated");
         self.backend.upload(buffer, offset, &bytes).expect("upload");
+    }
+
+    /// Copies bytes into a tensor of u8.
+    pub fn upload_u8(&mut self, id: TensorId, values: &[u8]) {
+        assert_eq!(values.len(), self.program.plan.tensor(id).len());
+        let (space, offset) = self.program.place(id);
+        let buffer = self.arenas.get(space).expect("allocated");
+        self.backend.upload(buffer, offset, values).expect("upload");
     }
 
     /// The values of a tensor.

@@ -1,9 +1,10 @@
 //! The forward process in one pass, and the noise that the loss draws again.
 
-use langevin::ops::noising::coefficient;
+use langevin::ops::noising::{Pick, Picked, coefficient, pick};
+use langevin::plan::{DType, Plan, Role, TensorId};
 use langevin::random::{Purpose, fill_normal, image_keys};
 
-use super::common::{Case, Input, Terms};
+use super::common::{Case, Input, Machine, Terms, assert_same_bits, on_every_backend, values};
 
 /// Keys of images 5, 6, .. of a seed, `[n, 4]`.
 pub fn keys(n: usize) -> Vec<u32> {
@@ -47,4 +48,126 @@ fn noising_is_signal_times_data_plus_std_times_the_normals_of_the_keys() {
             },
         );
     }
+}
+
+#[test]
+fn a_byte_of_a_set_has_the_value_that_the_data_loader_gives_it() {
+    for levels in 2..=256usize {
+        let pick = Pick { rows: 1, width: 1, channels: 1, levels };
+        for byte in 0..=255u8 {
+            let v = usize::from(byte).min(levels - 1) as f64;
+            let expected = (2.0 * v / (levels - 1) as f64 - 1.0) as f32;
+            assert_eq!(pick.value(byte).to_bits(), expected.to_bits(), "{byte} of {levels}");
+        }
+    }
+}
+
+/// A set of images and what a batch picks from it.
+struct Set {
+    /// `[rows, h, w, c]`
+    shape: [usize; 4],
+    levels: usize,
+    /// Of each image of the batch.
+    picks: Vec<[u32; pick::COLUMNS]>,
+}
+
+impl Set {
+    fn len(&self) -> usize {
+        self.shape[1..].iter().product()
+    }
+
+    fn bytes(&self) -> Vec<u8> {
+        (0..self.shape[0] * self.len()).map(|i| (i * 37 % 251) as u8).collect()
+    }
+
+    /// x_0 of the batch.
+    fn clean(&self) -> Vec<f32> {
+        let [rows, h, width, channels] = self.shape;
+        let pick = Pick { rows, width, channels, levels: self.levels };
+        let (bytes, floats) = (self.bytes(), values(5, rows * self.len()));
+        let mut clean = Vec::new();
+        for &[row, mirrored] in &self.picks {
+            for (y, x, c) in (0..h)
+                .flat_map(|y| (0..width).flat_map(move |x| (0..channels).map(move |c| (y, x, c))))
+            {
+                let x = if mirrored == 1 { width - 1 - x } else { x };
+                let at = ((row as usize * h + y) * width + x) * channels + c;
+                clean.push(if self.levels == 0 { floats[at] } else { pick.value(bytes[at]) });
+            }
+        }
+        clean
+    }
+
+    /// x_t, x_0 where it is kept, losses and their gradient.
+    fn run(&self, picked: bool, keep: bool) -> [Vec<f32>; 4] {
+        let n = self.picks.len();
+        let batch = [n, self.shape[1], self.shape[2], self.shape[3]];
+        let mut plan = Plan::new();
+        let coefficients = plan.input("coefficients", &[n, coefficient::COLUMNS], DType::F32);
+        let key_words = plan.input("keys", &[n, 4], DType::U32);
+        let prediction = plan.activation("prediction", &batch, DType::F32, Role::State);
+        let dtype = if self.levels == 0 { DType::F32 } else { DType::U8 };
+        let (mut given, mut images) = (None, None);
+        let (x_t, x0, loss) = if picked {
+            let set = plan.image_set(&self.shape, dtype);
+            let picks = plan.input("picks", &[n, pick::COLUMNS], DType::U32);
+            let from = Picked { set, picks, levels: self.levels };
+            images = Some(from);
+            let (x_t, x0) = plan.noising_picked(from, coefficients, key_words, keep).unwrap();
+            let loss = plan.loss_picked(prediction, from, coefficients, key_words, 0.5).unwrap();
+            (x_t, x0, loss)
+        } else {
+            let x0 = plan.activation("x_0", &batch, DType::F32, Role::State);
+            given = Some(x0);
+            let x_t = plan.noising(x0, coefficients, key_words).unwrap();
+            let loss = plan.loss(prediction, x0, coefficients, Some(key_words), 0.5).unwrap();
+            (x_t, Some(x0), loss)
+        };
+        plan.derive(&[(loss, None)], langevin::plan::Wrt::Tensors(vec![prediction])).unwrap();
+        let gradient = plan.gradient(prediction).unwrap();
+        [Some(x_t), x0, Some(loss)].into_iter().flatten().for_each(|id| plan.keep(id));
+        let mut machine = Machine::new(plan, 2);
+        let mut rows = values(8, n * coefficient::COLUMNS);
+        // The first image's target is its noise alone.
+        rows[coefficient::TARGET_X0] = 0.0;
+        machine.upload(coefficients, &rows);
+        machine.upload_u32(key_words, &keys(n));
+        machine.upload(prediction, &values(9, n * self.len()));
+        if let Some(x0) = given {
+            machine.upload(x0, &self.clean());
+        }
+        if let Some(images) = images {
+            machine.upload_u32(images.picks, self.picks.as_flattened());
+            match self.levels {
+                0 => machine.upload(images.set, &values(5, self.shape[0] * self.len())),
+                _ => machine.upload_u8(images.set, &self.bytes()),
+            }
+        }
+        machine.run();
+        machine.assert_only_tensors_were_written();
+        let mut get = |id: Option<TensorId>| id.map_or(Vec::new(), |id| machine.download(id));
+        [get(Some(x_t)), get(x0), get(Some(loss)), get(Some(gradient))]
+    }
+}
+
+#[test]
+fn picked_images_have_the_bits_of_given_ones() {
+    on_every_backend(|| {
+        let picks = vec![[2, 1], [0, 0], [1, 1], [2, 0]];
+        for shape in [[3, 1, 1, 2], [3, 5, 7, 3], [3, 8, 8, 1], [3, 33, 32, 3]] {
+            for levels in [0, 17, 256] {
+                let set = Set { shape, levels, picks: picks.clone() };
+                let given = set.run(false, true);
+                let what = ["x_t", "x_0", "loss", "gradient"];
+                for keep in [true, false] {
+                    let picked = set.run(true, keep);
+                    for ((what, found), expected) in what.iter().zip(&picked).zip(&given) {
+                        if keep || *what != "x_0" {
+                            assert_same_bits(&format!("{what} of {shape:?}"), found, expected);
+                        }
+                    }
+                }
+            }
+        }
+    });
 }

@@ -7,7 +7,7 @@ use crate::backend::Program;
 use crate::plan::{DType, Mode, Node, Space, TensorId};
 
 /// Number of arenas.
-pub const SPACES: usize = 8;
+pub const SPACES: usize = 9;
 /// All arenas, in the order of their slots.
 pub const ALL_SPACES: [Space; SPACES] = [
     Space::Parameters,
@@ -17,6 +17,7 @@ pub const ALL_SPACES: [Space; SPACES] = [
     Space::Average,
     Space::Half,
     Space::Packed,
+    Space::Images,
     Space::Activations,
 ];
 
@@ -99,6 +100,13 @@ impl<'a> Arguments<'a> {
     /// u32 input at position `i`, which the op requires.
     pub fn input_u32(&self, i: usize) -> &'a [u32] {
         self.optional_u32(i).expect("required input of an op")
+    }
+
+    /// u8 input at position `i`, which the op requires.
+    pub fn input_u8(&self, i: usize) -> &'a [u8] {
+        let (p, len) = self.address(self.node.input(i), DType::U8);
+        // SAFETY: as in `optional`.
+        unsafe { std::slice::from_raw_parts(p, len) }
     }
 
     /// Output at position `i` and its mode; `None` when it is skipped.

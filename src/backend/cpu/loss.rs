@@ -1,6 +1,7 @@
 //! The loss and its gradient: both draw eps again instead of reading it.
 #![allow(unsafe_code)] // Each task writes its image's loss.
 
+use super::images::Images;
 use super::isa::{Isa, multiversion};
 use super::noising::{CHUNK, noise_stream, row};
 use super::pointwise::{Output, for_image_chunks, store};
@@ -13,8 +14,8 @@ use crate::random::normal;
 /// What prediction is compared with.
 #[derive(Clone, Copy)]
 pub struct Target<'a> {
-    /// `[n, len]`
-    pub x0: &'a [f32],
+    /// x_0, or a given target, `[n, len]`.
+    pub x0: &'a Images<'a>,
     /// `[n, COLUMNS]`
     pub coefficients: &'a [f32],
     /// `[n, 4]`; without them there is no eps.
@@ -30,12 +31,12 @@ pub fn loss(pool: &Pool, op: &Loss, prediction: &[f32], target: Target, loss: Ou
         let loss = &mut unsafe { parts.part(image, 1) }[0];
         let c = row(target.coefficients, image);
         let factors = [c[coefficient::TARGET_X0], c[coefficient::TARGET_NOISE]];
-        let images = image * op.len..(image + 1) * op.len;
-        let (prediction, x0) = (&prediction[images.clone()], &target.x0[images]);
+        let prediction = &prediction[image * op.len..(image + 1) * op.len];
         let mut lanes = [0f64; LANES];
         target.for_noise(isa, image, 0, op.len, |at, eps| {
-            let part = at..at + eps.len();
-            add_squares(isa, factors, &prediction[part.clone()], &x0[part], eps, &mut lanes);
+            let mut buffer = [0f32; normal::CHUNK];
+            let x0 = target.clean(op, factors[0], image, at, &mut buffer[..eps.len()]);
+            add_squares(isa, factors, &prediction[at..at + eps.len()], x0, eps, &mut lanes);
         });
         let sum: f64 = lanes.iter().sum();
         let mean = (f64::from(c[coefficient::WEIGHT]) * sum / op.len as f64) as f32;
@@ -61,17 +62,33 @@ pub fn loss_backward(
         let weight = 2.0 * f64::from(op.scale) * f64::from(c[coefficient::WEIGHT]);
         let scale = (weight / op.len as f64) as f32;
         let start = image * op.len + from;
-        let images = start..start + d_prediction.len();
-        let (prediction, x0) = (&prediction[images.clone()], &target.x0[images]);
+        let prediction = &prediction[start..start + d_prediction.len()];
         target.for_noise(isa, image, from, d_prediction.len(), |at, eps| {
             let part = at..at + eps.len();
-            let (prediction, x0) = (&prediction[part.clone()], &x0[part.clone()]);
+            let mut buffer = [0f32; normal::CHUNK];
+            let x0 = target.clean(op, factors[0], image, from + at, &mut buffer[..eps.len()]);
+            let prediction = &prediction[part.clone()];
             slopes(isa, factors, scale, prediction, x0, eps, &mut d_prediction[part], mode);
         });
     });
 }
 
 impl Target<'_> {
+    /// x_0 of an image from an element on; zeros where its factor is 0.
+    fn clean<'b>(
+        &'b self,
+        op: &Loss,
+        factor: f32,
+        image: usize,
+        from: usize,
+        buffer: &'b mut [f32],
+    ) -> &'b [f32] {
+        match factor == 0.0 {
+            true => buffer,
+            false => self.x0.part(op.len, image, from, buffer),
+        }
+    }
+
     /// Calls `f(at, part of eps)` over the elements `from .. from + len` of an
     /// image; without keys eps is 0.
     fn for_noise(

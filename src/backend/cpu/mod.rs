@@ -13,6 +13,7 @@ pub mod dropout;
 pub mod embedding;
 pub mod empirical;
 mod gemm;
+pub mod images;
 pub mod isa;
 pub mod linear;
 pub mod loss;
@@ -37,6 +38,7 @@ pub use pool::Pool;
 use super::{Arenas, Backend, Buffer, DeviceInfo, Fetch, Precision, Program};
 use crate::error::{Error, Result};
 use crate::ops::Op;
+use crate::ops::noising::Pick;
 use crate::plan::{DType, Node, Plan, TensorId};
 
 /// Cache-line aligned memory.
@@ -149,11 +151,17 @@ fn execute(pool: &Pool, node: &Node, a: &mut Arguments) -> Result<()> {
             dropout::dropout(pool, op, a.input(0), a.input_u32(1), a.required(0));
         }
         Op::Noising(op) => {
-            noising::noising(pool, op, a.input(0), a.input(1), a.input_u32(2), a.required(0));
+            let (x_t, kept) = (a.required(0), a.output(1).map(|(x0, _)| x0));
+            let images = images_of(a, op.pick, 0, 3);
+            noising::noising(pool, op, &images, a.input(1), a.input_u32(2), x_t, kept);
         }
-        Op::Loss(op) => loss::loss(pool, op, a.input(0), target(a), a.required(0)),
+        Op::Loss(op) => {
+            let images = images_of(a, op.pick, 1, 4);
+            loss::loss(pool, op, a.input(0), target(a, &images), a.required(0));
+        }
         Op::LossBackward(op) => {
-            loss::loss_backward(pool, op, a.input(0), target(a), a.required(0));
+            let images = images_of(a, op.pick, 1, 4);
+            loss::loss_backward(pool, op, a.input(0), target(a, &images), a.required(0));
         }
         Op::Variational(op) => {
             variational::variational(pool, op, bounded(a), a.required(0));
@@ -314,8 +322,23 @@ fn denoised<'a>(a: &Arguments<'a>) -> empirical::Operands<'a> {
 }
 
 /// The target of a loss op.
-fn target<'a>(a: &Arguments<'a>) -> loss::Target<'a> {
-    loss::Target { x0: a.input(1), coefficients: a.input(2), keys: a.optional_u32(3) }
+fn target<'a>(a: &Arguments<'a>, x0: &'a images::Images<'a>) -> loss::Target<'a> {
+    loss::Target { x0, coefficients: a.input(2), keys: a.optional_u32(3) }
+}
+
+/// Clean images at input `at`, or picked from the set there by input `picks`.
+fn images_of<'a>(
+    a: &Arguments<'a>,
+    pick: Option<Pick>,
+    at: usize,
+    picks: usize,
+) -> images::Images<'a> {
+    let Some(pick) = pick else { return images::Images::given(a.input(at)) };
+    let set = match pick.levels {
+        0 => images::Set::Values(a.input(at)),
+        _ => images::Set::Bytes(a.input_u8(at)),
+    };
+    images::Images::picked(pick, set, a.input_u32(picks))
 }
 
 /// What both passes of a variational term read.

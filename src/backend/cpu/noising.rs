@@ -1,10 +1,11 @@
 //! Noising: normals are made a chunk at a time in the nearest cache and used
 //! there.
-#![allow(unsafe_code)] // Compiled once for each instruction set.
+#![allow(unsafe_code)] // Compiled once for each instruction set; tasks write their images.
 
+use super::images::Images;
 use super::isa::multiversion;
 use super::pointwise::{Output, for_image_chunks, store};
-use super::pool::Pool;
+use super::pool::{Parts, Pool};
 use crate::ops::noising::{Noising, coefficient};
 use crate::plan::Mode;
 use crate::random::{Purpose, Stream, normal};
@@ -24,23 +25,30 @@ pub(super) fn row(coefficients: &[f32], image: usize) -> &[f32; coefficient::COL
     coefficients[from..from + coefficient::COLUMNS].try_into().expect("a row")
 }
 
-/// `x_t = signal x_0 + std eps`.
+/// `x_t = signal x_0 + std eps`, and x_0 itself where it is asked for.
 pub fn noising(
     pool: &Pool,
     op: &Noising,
-    x0: &[f32],
+    images: &Images,
     coefficients: &[f32],
     keys: &[u32],
     x_t: Output,
+    kept: Option<&mut [f32]>,
 ) {
     let (isa, (x_t, mode)) = (pool.isa(), x_t);
+    let kept = kept.map(Parts::new);
     for_image_chunks(pool, op.n, op.len, CHUNK, x_t, |image, from, x_t| {
         let c = row(coefficients, image);
         let factors = [c[coefficient::SIGNAL], c[coefficient::STD]];
-        let x0 = &x0[image * op.len + from..][..x_t.len()];
         normal::for_chunks(isa, noise_stream(keys, image), from, x_t.len(), |at, eps| {
-            let part = at..at + eps.len();
-            combine(isa, factors, &x0[part.clone()], eps, &mut x_t[part], mode);
+            let mut buffer = [0f32; normal::CHUNK];
+            let x0 = images.part(op.len, image, from + at, &mut buffer[..eps.len()]);
+            if let Some(kept) = &kept {
+                // SAFETY: each task has its own image and chunk.
+                let to = unsafe { kept.part(image * op.len + from + at, eps.len()) };
+                to.copy_from_slice(x0);
+            }
+            combine(isa, factors, x0, eps, &mut x_t[at..at + eps.len()], mode);
         });
     });
 }

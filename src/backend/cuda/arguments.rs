@@ -11,7 +11,7 @@ use crate::error::Result;
 use crate::plan::{DType, Mode, Node, Space, TensorId};
 
 /// Number of arenas.
-pub(super) const SPACES: usize = 8;
+pub(super) const SPACES: usize = 9;
 
 /// A node's operands by position, as addresses, and its launches.
 ///
@@ -144,6 +144,11 @@ impl<'a> Call<'a> {
     /// u32 input at position `i`, which the op requires.
     pub fn input_u32(&self, i: usize) -> *const u32 {
         self.read(i, DType::U32).expect("required input of an op") as *const u32
+    }
+
+    /// u8 input at position `i`, which the op requires.
+    pub fn input_u8(&self, i: usize) -> *const u8 {
+        self.read(i, DType::U8).expect("required input of an op") as *const u8
     }
 
     /// Output at position `i` and 1 where it is added to; `None` when it is skipped.

@@ -50,6 +50,7 @@ const ALL_SPACES: [Space; SPACES] = [
     Space::Average,
     Space::Half,
     Space::Packed,
+    Space::Images,
     Space::Activations,
 ];
 

@@ -2,6 +2,7 @@
 
 use super::arguments::{Call, groups};
 use super::entries::{LOSS_BACKWARD_F32, LOSS_FORWARD_F32, params};
+use super::noising::images;
 use crate::error::Result;
 use crate::ops::loss::Loss;
 
@@ -10,7 +11,7 @@ fn operands(op: &Loss, call: &Call) -> params::Loss {
     params::Loss {
         out,
         prediction: call.input(0),
-        x0: call.input(1),
+        images: images(call, op.pick, 1, 4),
         coefficients: call.input(2),
         keys: call.optional_u32(3),
         len: op.len as i64,
