@@ -537,6 +537,7 @@ struct SamplerBlend {
     const float *known; /* [n, len] */
     const float *mask;  /* [n, len] */
     Len len;
+    Word stages;
 };
 
 /** x_0 not limited, from prediction and state; backward: their gradients. */

@@ -13,7 +13,7 @@ constexpr Word KNOWN = 12; // random::Purpose::Known
 
 ENTRY(sampler_norms_f32, SamplerNorms, 256) {
     const SamplerStep &s = p.step;
-    Word image = blockIdx.x, stage = s.stage[0];
+    Word image = blockIdx.x, stage = stage_of(s.stage, s.stages);
     float *norms = p.norms + 2 * (Len)image;
     if (p.rules[stage] != 1.0f) {
         if (threadIdx.x == 0) norms[0] = norms[1] = 0.0f;
@@ -21,14 +21,16 @@ ENTRY(sampler_norms_f32, SamplerNorms, 256) {
     }
     const float *row = row_of(s, stage, image);
     Len len = (Len)s.spatial * s.channels;
-    const float *x = s.slots[(Word)row[INPUT_SLOT]] + image * len;
+    const float *x = slot_of(s, row[INPUT_SLOT]) + image * len;
     double eps_sum = 0.0, z_sum = 0.0;
     for (Len e = (Len)threadIdx.x * GROUP; e < len; e += 256 * GROUP) {
         int count = group_count(e, len);
         Group v = load(x + e, count), prediction = predict(s, image, e, count, row[GUIDANCE]);
         Group z = s.noise ? load(s.noise + image * len + e, count)
                           : normals(s.keys + image * 4, SAMPLE_STEP, (Word)row[DRAW], (Word)(e / GROUP));
-        for (int k = 0; k < count; k++) {
+#pragma unroll
+        for (int k = 0; k < GROUP; k++) {
+            if (k >= count) continue;
             float eps = row[EPS_STATE] * v[k] + row[EPS_PREDICTION] * prediction[k];
             eps_sum += (double)(eps * eps);
             z_sum += (double)(z[k] * z[k]);
@@ -44,7 +46,7 @@ ENTRY(sampler_norms_f32, SamplerNorms, 256) {
 
 ENTRY(sampler_langevin_f32, SamplerLangevin, 256) {
     __shared__ float means[2];
-    Word stage = p.stage[0], next = min(stage + 1, p.stages - 1);
+    Word stage = stage_of(p.stage, p.stages), next = min(stage + 1, p.stages - 1);
     bool follows = p.rules[stage] == 1.0f;
     if (threadIdx.x < 2) {
         double sum = 0.0;
@@ -190,7 +192,7 @@ INLINE bool control(const SamplerRk45 &p, Word stage, Word image) {
 }
 
 ENTRY(sampler_rk45_f32, SamplerRk45, 256) {
-    Word stage = p.stage[0];
+    Word stage = stage_of(p.stage, STAGES);
     float running = 0.0f; // whole numbers: exact in any order
     for (Word image = threadIdx.x; image < p.n; image += 256) {
         if (control(p, stage, image)) running += 1.0f;
@@ -203,7 +205,7 @@ ENTRY(sampler_rk45_f32, SamplerRk45, 256) {
 enum { ACTIVE = 0, BLEND_SIGNAL = 1, BLEND_STD = 2, BLEND_DRAW = 3, BLEND_COLUMNS = 4 };
 
 ENTRY(sampler_blend_f32, SamplerBlend, 256) {
-    const float *row = p.table + p.stage[0] * BLEND_COLUMNS;
+    const float *row = p.table + stage_of(p.stage, p.stages) * BLEND_COLUMNS;
     Len e = group_start();
     int count = group_count(e, p.len);
     if (row[ACTIVE] == 0.0f || count == 0) return;
@@ -225,7 +227,7 @@ ENTRY(sampler_estimate_forward_f32, SamplerEstimate, 256) {
     int count = group_count(e, len);
     if (count == 0) return;
     Len image = blockIdx.y;
-    const float *row = row_of(s, s.stage[0], 0);
+    const float *row = row_of(s, stage_of(s.stage, s.stages), 0);
     Group x = load(p.from + image * len + e, count);
     Group prediction = predict(s, image, e, count, row[GUIDANCE]);
 #pragma unroll
@@ -240,7 +242,7 @@ ENTRY(sampler_estimate_backward_prediction_f32, SamplerEstimate, 256) {
     int count = group_count(e, wide);
     if (count == 0) return;
     Len image = blockIdx.y;
-    const float *row = row_of(s, s.stage[0], 0);
+    const float *row = row_of(s, stage_of(s.stage, s.stages), 0);
     float share = !s.guided ? 1.0f : image < s.n ? row[GUIDANCE] : 1.0f - row[GUIDANCE];
     float scale = share * row[X0_PREDICTION];
     const float *from = p.from + image % s.n * s.spatial * s.channels;
@@ -259,7 +261,7 @@ ENTRY(sampler_estimate_backward_state_f32, SamplerEstimate, 256) {
     Len len = (Len)s.n * s.spatial * s.channels, e = group_start();
     int count = group_count(e, len);
     if (count == 0) return;
-    float scale = row_of(s, s.stage[0], 0)[X0_STATE];
+    float scale = row_of(s, stage_of(s.stage, s.stages), 0)[X0_STATE];
     Group d = load(p.from + e, count);
 #pragma unroll
     for (int k = 0; k < GROUP; k++) d[k] = scale * d[k];

@@ -4,7 +4,8 @@
 // A thread takes the four elements of one counter; blocks over an image along x,
 // images along y. Every term is a multiply and an add rounded by themselves, in the
 // order of the equations, so the bits are the CPU's. A coefficient of 0 means that
-// its operand is not read (by the whole grid, or a whole image, alike).
+// its operand is not read (by the whole grid, or a whole image, alike); what is read
+// is read once.
 //
 // Quantile: a block an image; the k-th smallest |x_0| is found by its bits, eleven
 // at a time (non-negative floats order as integers), with integer counts, so no
@@ -19,8 +20,11 @@ constexpr float LEARNED = -2.0f, LEARNED_RANGE = -3.0f;
 INLINE void scale_noise(const SamplerStep &p, Len image, Len e, int count, const float *row, Group &z) {
     const float *range = row + OUTPUT + COEFFICIENTS;
     Len len = (Len)p.spatial * p.prediction_channels;
-    for (int k = 0; k < count; k++) {
-        Len i = e + k, at = i / p.channels * p.prediction_channels + p.channels + i % p.channels;
+#pragma unroll
+    for (int k = 0; k < GROUP; k++) {
+        if (k >= count) continue;
+        Word i = (Word)e + k;
+        Word at = i / p.channels * p.prediction_channels + p.channels + i % p.channels;
         float v = p.prediction[image * len + at];
         if (row[TARGET + 1] == LEARNED_RANGE) {
             float part = 0.5f * (v + 1.0f);
@@ -52,7 +56,7 @@ INLINE Word take_stage(const SamplerStep &p) {
         }
     }
     __syncthreads();
-    return stage;
+    return min(stage, p.stages - 1);
 }
 
 ENTRY(sampler_step_f32, SamplerStep, 256) {
@@ -72,45 +76,56 @@ ENTRY(sampler_step_f32, SamplerStep, 256) {
         }
     }
 
-    Group prediction = predict(p, image, e, count, row[GUIDANCE]);
-    Group x = load(p.slots[(Word)row[INPUT_SLOT]] + at, count), x0, eps, z = {0, 0, 0, 0};
-#pragma unroll
-    for (int k = 0; k < GROUP; k++) {
-        x0[k] = row[X0_STATE] * x[k] + row[X0_PREDICTION] * prediction[k];
-        eps[k] = row[EPS_STATE] * x[k] + row[EPS_PREDICTION] * prediction[k];
-    }
-    float clip = p.threshold ? p.threshold[image] : row[CLIP];
-#pragma unroll
-    for (int k = 0; k < GROUP; k++) {
-        x0[k] = clamp(x0[k], -clip, clip);
-        if (p.threshold) x0[k] = x0[k] / clip;
-    }
-
     const float *c[2] = {row + OUTPUT, row + OUTPUT + COEFFICIENTS};
     float target[2] = {row[TARGET], row[TARGET + 1]};
-    if ((target[0] >= 0.0f && c[0][OF_NOISE] != 0.0f) || (target[1] >= 0.0f && c[1][OF_NOISE] != 0.0f)) {
+    auto uses = [&](int i) {
+        return (target[0] >= 0.0f && c[0][i] != 0.0f) || (target[1] >= 0.0f && c[1][i] != 0.0f);
+    };
+    const float *seen = slot_of(p, row[INPUT_SLOT]);
+    Group x = load(seen + at, count), x0 = {0, 0, 0, 0}, eps = x0, z = x0;
+    if (uses(OF_X0) || uses(OF_EPS)) {
+        Group prediction = predict(p, image, e, count, row[GUIDANCE]);
+#pragma unroll
+        for (int k = 0; k < GROUP; k++) {
+            x0[k] = row[X0_STATE] * x[k] + row[X0_PREDICTION] * prediction[k];
+            eps[k] = row[EPS_STATE] * x[k] + row[EPS_PREDICTION] * prediction[k];
+        }
+        float clip = p.threshold ? p.threshold[image] : row[CLIP];
+#pragma unroll
+        for (int k = 0; k < GROUP; k++) {
+            x0[k] = clamp(x0[k], -clip, clip);
+            if (p.threshold) x0[k] = x0[k] / clip;
+        }
+    }
+    if (uses(OF_NOISE)) {
         z = p.noise ? load(p.noise + at, count)
                     : normals(p.keys + image * 4, SAMPLE_STEP, (Word)row[DRAW], (Word)(e / GROUP));
-        if (target[1] <= LEARNED) scale_noise(p, image, e, count, row, z);
+        bool learns = p.prediction_channels >= 2 * p.channels;
+        if (learns && target[1] <= LEARNED) scale_noise(p, image, e, count, row, z);
     }
     Group sums[2] = {{0, 0, 0, 0}, {0, 0, 0, 0}};
+    for (Word j = 0; j < p.slot_count; j++) {
+        if (!uses(j)) continue;
+        Group slot = p.slots[j] == seen ? x : load(p.slots[j] + at, count);
+#pragma unroll
+        for (int k = 0; k < 2; k++) {
+            if (target[k] >= 0.0f) axpy(sums[k], c[k][j], slot);
+        }
+    }
 #pragma unroll
     for (int k = 0; k < 2; k++) {
         if (target[k] < 0.0f) continue;
-        for (Word j = 0; j < p.slot_count; j++) {
-            if (c[k][j] != 0.0f) axpy(sums[k], c[k][j], load(p.slots[j] + at, count));
-        }
         axpy(sums[k], c[k][OF_X0], x0);
         axpy(sums[k], c[k][OF_EPS], eps);
         axpy(sums[k], c[k][OF_NOISE], z);
-    }
-#pragma unroll
-    for (int k = 0; k < 2; k++) {
-        if (target[k] >= 0.0f) store(p.slots[(Word)target[k]] + at, sums[k], count);
+        store(slot_of(p, target[k]) + at, sums[k], count);
     }
     if (p.input) {
         float scale = next_row[INPUT_SCALE];
-        Group v = load(p.slots[(Word)next_row[INPUT_SLOT]] + at, count);
+        const float *from = slot_of(p, next_row[INPUT_SLOT]);
+        bool first = target[0] >= 0.0f && slot_of(p, target[0]) == from;
+        bool second = target[1] >= 0.0f && slot_of(p, target[1]) == from;
+        Group v = second ? sums[1] : first ? sums[0] : from == seen ? x : load(from + at, count);
 #pragma unroll
         for (int k = 0; k < GROUP; k++) v[k] = scale * v[k];
         for (Word copy = 0; copy <= p.guided; copy++) {
@@ -122,11 +137,13 @@ ENTRY(sampler_step_f32, SamplerStep, 256) {
 /// Calls f(bits of |x_0|) for this thread's elements of an image.
 template <class F> INLINE void each_magnitude(const SamplerStep &p, Word image, const float *row, F f) {
     Len len = (Len)p.spatial * p.channels;
-    const float *x = p.slots[(Word)row[INPUT_SLOT]] + (Len)image * len;
+    const float *x = slot_of(p, row[INPUT_SLOT]) + (Len)image * len;
     for (Len e = (Len)threadIdx.x * GROUP; e < len; e += 256 * GROUP) {
         int count = group_count(e, len);
         Group v = load(x + e, count), prediction = predict(p, image, e, count, row[GUIDANCE]);
-        for (int k = 0; k < count; k++) {
+#pragma unroll
+        for (int k = 0; k < GROUP; k++) {
+            if (k >= count) continue;
             float x0 = row[X0_STATE] * v[k] + row[X0_PREDICTION] * prediction[k];
             f(__float_as_uint(fabsf(x0)));
         }
@@ -138,7 +155,7 @@ ENTRY(sampler_quantile_f32, SamplerQuantile, 256) {
     __shared__ Word prefix, below, equal, smallest;
     const SamplerStep &s = p.step;
     Word image = blockIdx.x;
-    const float *row = row_of(s, s.stage[0], image);
+    const float *row = row_of(s, stage_of(s.stage, s.stages), image);
     Len len = (Len)s.spatial * s.channels;
     // As torch.quantile: rank and interpolation in f32.
     float rank = p.ratio * (float)(len - 1);

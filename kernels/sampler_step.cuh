@@ -23,17 +23,26 @@ enum {
     COLUMNS = 32
 };
 
+/// The stage a step is at. Whatever the device's memory holds, it is one of the table's.
+INLINE Word stage_of(const Word *stage, Word stages) { return min(stage[0], stages - 1); }
+
+/// The slot that a row names, in the same way.
+INLINE float *slot_of(const SamplerStep &p, float slot) {
+    return p.slots[min((Word)slot, p.slot_count - 1)];
+}
+
 /// An image's row of a stage.
 INLINE const float *row_of(const SamplerStep &p, Word stage, Word image) {
     Len rows = p.per_image ? p.n : 1;
     return p.table + ((Len)stage * rows + (p.per_image ? image : 0)) * COLUMNS;
 }
 
-/// Element e of an image in one copy of the prediction.
+/// Element e of an image in one copy of the prediction; an image has fewer than 2^32.
 INLINE Len predicted_at(const SamplerStep &p, Len image, Len e) {
     Len len = (Len)p.spatial * p.prediction_channels;
     if (p.channels == p.prediction_channels) return image * len + e;
-    return image * len + e / p.channels * p.prediction_channels + e % p.channels;
+    Word pixel = (Word)e / p.channels, channel = (Word)e % p.channels;
+    return image * len + pixel * p.prediction_channels + channel;
 }
 
 /// The prediction of `count` elements from e on, guidance applied.

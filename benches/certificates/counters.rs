@@ -5,6 +5,7 @@ use std::ops::{AddAssign, Sub};
 use std::sync::Arc;
 
 use langevin::backend::cuda::{Device, Memory};
+use langevin::kernels::Kernels;
 use libloading::os::unix::{Library, RTLD_GLOBAL, RTLD_NOW};
 use serde::Deserialize;
 
@@ -15,6 +16,8 @@ pub struct Counts {
     pub launches: f64,
     /// Blocks.
     pub blocks: f64,
+    /// Shared memory of a block, static and dynamic: the most of any launch so far.
+    pub shared_bytes: f64,
     /// Loads from global memory, `cp.async` included.
     pub load: Accesses,
     /// Stores to global memory.
@@ -76,10 +79,21 @@ impl Counts {
         ratio(self.wavefronts, self.ideal_wavefronts)
     }
 
+    /// Bytes of the sectors that were asked for, both ways: what L1 sees.
+    pub fn sector_bytes(&self) -> f64 {
+        32.0 * (self.load.sectors + self.store.sectors)
+    }
+
+    /// Bytes of global memory touched, both ways: each once a launch.
+    pub fn unique(&self) -> f64 {
+        self.unique_read + self.unique_written
+    }
+
     fn each(&self, o: &Self, f: impl Fn(f64, f64) -> f64 + Copy) -> Self {
         Counts {
             launches: f(self.launches, o.launches),
             blocks: f(self.blocks, o.blocks),
+            shared_bytes: self.shared_bytes.max(o.shared_bytes),
             load: self.load.each(&o.load, f),
             store: self.store.each(&o.store, f),
             wavefronts: f(self.wavefronts, o.wavefronts),
@@ -106,16 +120,73 @@ impl AddAssign for Counts {
     }
 }
 
-/// What was launched, by kernel.
+/// One instruction that reads or writes global memory, in the last launch of its kernel.
+#[derive(Clone, Debug, Deserialize)]
+pub struct Access {
+    /// PTX.
+    pub text: String,
+    /// Warp instructions.
+    pub requests: f64,
+    /// Aligned 32 bytes touched, summed over warp instructions.
+    pub sectors: f64,
+    /// Bytes asked for.
+    pub bytes: f64,
+    /// Share of them by 16-byte lanes.
+    pub share_128_bit: f64,
+}
+
+impl Access {
+    fn is_global(&self) -> bool {
+        ["ld.global", "st.global", "cp.async"].iter().any(|word| self.text.contains(word))
+    }
+
+    /// Whether all lanes read the same few bytes, as they do an image's coefficients.
+    fn is_uniform(&self) -> bool {
+        self.sectors <= self.requests
+    }
+}
+
+/// What was launched and asked of the driver.
 #[derive(Clone, Debug, Default)]
-pub struct Launched(pub BTreeMap<String, Counts>);
+pub struct Launched {
+    /// By kernel.
+    pub kernels: BTreeMap<String, Counts>,
+    /// Accesses to global memory whose lanes differ, by kernel.
+    pub streams: BTreeMap<String, Vec<Access>>,
+    /// Calls of the driver's functions.
+    pub calls: BTreeMap<String, u64>,
+    /// Nodes of the graphs launched, by kind (`kernel`, `copy to the device`, ...).
+    pub graph_nodes: BTreeMap<String, u64>,
+}
 
 impl Launched {
     /// The sum over kernels whose name starts so; all of them for an empty prefix.
     pub fn of(&self, prefix: &str) -> Counts {
         let mut sum = Counts::default();
-        self.0.iter().filter(|k| k.0.starts_with(prefix)).for_each(|k| sum += *k.1);
+        let named = self.kernels.iter().filter(|(name, _)| name.starts_with(prefix));
+        named.for_each(|(_, counts)| sum += *counts);
         sum
+    }
+
+    /// Calls of driver functions whose name starts so.
+    pub fn calls_of(&self, prefix: &str) -> u64 {
+        self.calls.iter().filter(|(name, _)| name.starts_with(prefix)).map(|(_, n)| n).sum()
+    }
+
+    /// What came since `before`.
+    pub fn since(mut self, before: &Launched) -> Launched {
+        for (name, counts) in &mut self.kernels {
+            *counts = *counts - before.kernels.get(name).copied().unwrap_or_default();
+        }
+        self.kernels.retain(|_, counts| counts.launches > 0.0);
+        self.streams.retain(|name, _| self.kernels.contains_key(name));
+        let less = |now: &mut BTreeMap<String, u64>, before: &BTreeMap<String, u64>| {
+            now.iter_mut().for_each(|(name, n)| *n -= before.get(name).copied().unwrap_or(0));
+            now.retain(|_, n| *n > 0);
+        };
+        less(&mut self.calls, &before.calls);
+        less(&mut self.graph_nodes, &before.graph_nodes);
+        self
     }
 }
 
@@ -124,6 +195,8 @@ pub struct Gpu {
     driver: Library,
     /// Its device.
     pub device: Arc<Device>,
+    /// Single kernels on it.
+    pub kernels: Kernels,
 }
 
 impl Gpu {
@@ -140,7 +213,8 @@ impl Gpu {
         };
         let device = Device::open(0).expect("the software GPU");
         assert!(device.name().contains("softgpu"), "counters come from the software GPU alone");
-        Gpu { driver, device }
+        let kernels = Kernels::on(&device).expect("kernels");
+        Gpu { driver, device, kernels }
     }
 
     /// Zeroed memory.
@@ -153,16 +227,12 @@ impl Gpu {
         let before = self.counts();
         work();
         self.device.synchronize().expect("no finding");
-        let mut after = self.counts();
-        for (name, counts) in &mut after.0 {
-            *counts = *counts - before.0.get(name).copied().unwrap_or_default();
-        }
-        after.0.retain(|_, counts| counts.launches > 0.0);
-        after
+        self.kernels.device().synchronize().expect("no finding");
+        self.counts().since(&before)
     }
 
     /// All counters so far.
-    fn counts(&self) -> Launched {
+    pub fn counts(&self) -> Launched {
         // SAFETY: the library exports it with this type, and the buffer has that size.
         let text = unsafe {
             let report =
@@ -174,7 +244,15 @@ impl Gpu {
             buffer
         };
         let report: Report = serde_json::from_slice(&text).expect("JSON");
-        Launched(report.kernels.into_iter().map(|(name, kernel)| (name, kernel.into())).collect())
+        let mut streams = BTreeMap::new();
+        let mut kernels = BTreeMap::new();
+        for (name, mut kernel) in report.kernels {
+            let mut accesses = std::mem::take(&mut kernel.accesses);
+            accesses.retain(|a| a.is_global() && !a.is_uniform());
+            streams.insert(name.clone(), accesses);
+            kernels.insert(name, kernel.into());
+        }
+        Launched { kernels, streams, calls: report.calls, graph_nodes: report.graph_nodes }
     }
 }
 
@@ -182,12 +260,15 @@ impl Gpu {
 #[derive(Deserialize)]
 struct Report {
     kernels: BTreeMap<String, Kernel>,
+    calls: BTreeMap<String, u64>,
+    graph_nodes: BTreeMap<String, u64>,
 }
 
 #[derive(Deserialize)]
 struct Kernel {
     launches: f64,
     blocks: f64,
+    shared_bytes_a_block: f64,
     warp_instructions: f64,
     mma_share: f64,
     global_load: Space,
@@ -196,6 +277,7 @@ struct Kernel {
     local: Space,
     unique_bytes_read: f64,
     unique_bytes_written: f64,
+    accesses: Vec<Access>,
 }
 
 #[derive(Deserialize)]
@@ -217,6 +299,7 @@ impl From<Kernel> for Counts {
         Counts {
             launches: k.launches,
             blocks: k.blocks,
+            shared_bytes: k.shared_bytes_a_block,
             load: accesses(&k.global_load),
             store: accesses(&k.global_store),
             wavefronts: k.shared.wavefronts,

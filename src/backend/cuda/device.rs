@@ -12,8 +12,9 @@ use super::entries::{COMPILER_VERSION, Entry, IMAGES, Image};
 use super::memory::Memory;
 use crate::error::{Error, Result};
 
-/// Dynamic shared memory that needs no permission.
-const PLAIN_SHARED_BYTES: u32 = 48 << 10;
+/// Dynamic shared memory that needs no permission: 48 KiB less what a kernel has of
+/// fixed size, for which 16 KiB are left.
+const PLAIN_SHARED_BYTES: u32 = 32 << 10;
 
 /// Where a grid is too large for the hardware, by axis.
 const MOST_BLOCKS: [usize; 3] = [(1 << 31) - 1, 65_535, 65_535];

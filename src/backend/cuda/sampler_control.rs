@@ -82,6 +82,7 @@ pub(super) fn blend(op: &SamplerBlend, call: &Call) -> Result<()> {
         known: call.input(3),
         mask: call.input(4),
         len: op.len as i64,
+        stages: op.stages as u32,
     };
     call.launch(&SAMPLER_BLEND_F32, groups(&SAMPLER_BLEND_F32, op.len, op.n), 0, &params)
 }

@@ -32,6 +32,9 @@ pub unsafe extern "C" fn cuGraphInstantiateWithFlags(
 pub extern "C" fn cuGraphLaunch(exec: Handle, stream: Handle) -> Code {
     enter("cuGraphLaunch", |d| {
         let nodes = d.execs.get(&exec).ok_or(errors::INVALID_HANDLE)?.clone();
+        for node in nodes.iter() {
+            *d.graph_nodes.entry(node.work.kind()).or_insert(0) += 1;
+        }
         d.submit(stream, Work::Graph(nodes))
     })
 }

@@ -69,6 +69,8 @@ pub struct Driver {
     limits: HashMap<u32, usize>,
     sticky: Code,
     calls: HashMap<&'static str, u64>,
+    /// Nodes of all graphs launched so far, by kind.
+    graph_nodes: BTreeMap<&'static str, u64>,
     ticket: u64,
     draws: u64,
 }
@@ -106,6 +108,7 @@ impl Driver {
             limits: HashMap::new(),
             sticky: 0,
             calls: HashMap::new(),
+            graph_nodes: BTreeMap::new(),
             ticket: 0,
             draws: 0,
         };
@@ -142,11 +145,20 @@ impl Driver {
         });
     }
 
+    /// The report: the device's, and what the program asked of the driver.
+    fn report(&self) -> serde_json::Value {
+        let mut report = self.gpu.json();
+        let calls: BTreeMap<_, _> = self.calls.iter().collect();
+        report["calls"] = serde_json::json!(calls);
+        report["graph_nodes"] = serde_json::json!(self.graph_nodes);
+        report
+    }
+
     /// Writes SOFTGPU_REPORT, `{pid}` in its name replaced.
     fn write_report(&self) {
         let Some(path) = &self.gpu.settings.report else { return };
         let path = path.to_string_lossy().replace("{pid}", &std::process::id().to_string());
-        let text = serde_json::to_string_pretty(&self.gpu.json()).unwrap_or_default();
+        let text = serde_json::to_string_pretty(&self.report()).unwrap_or_default();
         if let Err(error) = std::fs::write(&path, text) {
             eprintln!("softgpu: cannot write {path}: {error}");
         }
@@ -274,7 +286,7 @@ pub unsafe extern "C" fn softgpu_findings(buffer: *mut u8, len: usize) -> usize 
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn softgpu_report(buffer: *mut u8, len: usize) -> usize {
     let text = match DRIVER.lock() {
-        Ok(slot) => slot.as_ref().map(|d| d.gpu.json().to_string()).unwrap_or_default(),
+        Ok(slot) => slot.as_ref().map(|d| d.report().to_string()).unwrap_or_default(),
         Err(_) => String::new(),
     };
     // SAFETY: forwarded.

@@ -54,6 +54,23 @@ pub enum Work {
     Graph(Arc<Vec<Node>>),
 }
 
+impl Work {
+    /// Its kind, in a word.
+    pub fn kind(&self) -> &'static str {
+        match self {
+            Work::Launch { .. } => "kernel",
+            Work::CopyIn { .. } | Work::CopyInPinned { .. } => "copy to the device",
+            Work::CopyOut { .. } => "copy to the host",
+            Work::Copy { .. } => "copy",
+            Work::Fill { .. } => "fill",
+            Work::Record { .. } | Work::Wait { .. } => "event",
+            Work::Host { .. } => "host function",
+            Work::Free { .. } => "free",
+            Work::Graph(_) => "graph",
+        }
+    }
+}
+
 /// Queued work: its number and what must be done first (stream, up to this number).
 pub struct Item {
     ticket: u64,

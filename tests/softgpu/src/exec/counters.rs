@@ -88,6 +88,8 @@ pub struct LaunchStats {
     pub launches: u64,
     /// Blocks run.
     pub blocks: u64,
+    /// Shared memory of a block, static and dynamic, in bytes: the most of any launch.
+    pub shared_bytes_a_block: u64,
     /// Warp instructions by class.
     pub instructions: Vec<(&'static str, u64)>,
     /// Warp instructions in all.
@@ -199,6 +201,7 @@ impl LaunchStats {
     pub fn merge(&mut self, other: &LaunchStats) {
         self.launches += other.launches;
         self.blocks += other.blocks;
+        self.shared_bytes_a_block = self.shared_bytes_a_block.max(other.shared_bytes_a_block);
         let mut by_class = [0u64; CLASS_NAMES.len()];
         for (slot, name) in by_class.iter_mut().zip(CLASS_NAMES) {
             *slot = self.count(name) + other.count(name);

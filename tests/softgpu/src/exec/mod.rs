@@ -149,6 +149,8 @@ impl Executor {
             }
         }
         let mut stats = LaunchStats::build(launch.program, &hits, &counts, blocks);
+        let shared = launch.program.shared_bytes + launch.dims.dynamic_shared;
+        stats.shared_bytes_a_block = u64::from(shared);
         if launch.unique_bytes {
             (stats.unique_bytes_read, stats.unique_bytes_written) = memory.unique_bytes(epoch);
         }
