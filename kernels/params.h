@@ -147,6 +147,8 @@ struct ConvOuter {
     int lanes;
     int add;
     int add_bias;
+    int few_offset;       /* bytes from the end of the tiles to pixels of d_y */
+    int few_len;          /* elements that a tile's pixels of few channels take */
 };
 
 /** y = sum of the lanes' partial results, plus what is added. */

@@ -250,12 +250,22 @@ fn conv2d_kernels_are_right_beside_the_tiles() {
 fn conv2d_kernels_take_channels_that_fill_no_16_bytes() {
     let none = Source::default();
     let joined = Source { second_channels: 3, enlarge: 1 };
+    let enlarged = Source { second_channels: 0, enlarge: 1 };
+    let right = Padding { bottom: 1, right: 1, ..Padding::default() };
+    let strided = ConvOptions { stride: [2, 2], padding: right, ..ConvOptions::default() };
     let cases = [
         (conv([2, 5, 7, 3, 16], [3, 3], same(1)), none),
         (conv([2, 7, 5, 16, 3], [3, 3], same(1)), none),
         (conv([1, 1, 1, 1, 1], [1, 1], same(0)), none),
         (conv([2, 3, 3, 7, 5], [3, 2], same(1)), none),
         (conv([1, 4, 4, 7, 5], [3, 3], same(1)), joined),
+        // Several tiles of terms and of pixels, images smaller than a tile, steps.
+        (conv([1, 9, 16, 11, 40], [3, 3], same(1)), none),
+        (conv([1, 16, 10, 40, 2], [3, 3], same(1)), none),
+        (conv([20, 3, 2, 3, 8], [3, 3], same(1)), none),
+        (conv([2, 6, 8, 3, 16], [3, 3], strided), none),
+        (conv([2, 6, 8, 16, 3], [3, 3], strided), none),
+        (conv([1, 8, 6, 3, 16], [3, 3], same(1)), enlarged),
     ];
     for (op, source) in cases {
         Case::new(op, source, Arithmetic::F32).check();

@@ -5,7 +5,9 @@
 use super::super::arguments::{Call, groups};
 use super::super::device::Device;
 use super::super::entries::{Entry, SUM_LANES_BF16, SUM_LANES_F32, params};
-use super::{Arithmetic, MULTIPROCESSORS, Source, tiles};
+use super::few;
+use super::tiles::{self, Reading};
+use super::{Arithmetic, MULTIPROCESSORS, Source};
 use crate::error::Result;
 use crate::ops::conv2d::Conv2d;
 
@@ -157,7 +159,7 @@ struct Gather {
     reduced: usize,
     /// Channels of a group that result.
     columns: usize,
-    aligned: bool,
+    reading: Reading,
     lanes: usize,
 }
 
@@ -166,23 +168,57 @@ impl Layer {
         Layer { op: *op, arithmetic: Arithmetic::F32, source: Source::default(), tile: None }
     }
 
-    /// Whether 16 bytes never straddle a pixel (and positions fit the 16 bits that the
-    /// kernels for this give them).
-    fn is_aligned(&self, channels: &[usize]) -> bool {
+    /// Whether 16 bytes never straddle so many channels.
+    fn fills(&self, channels: usize) -> bool {
+        channels.is_multiple_of(self.arithmetic.chunk())
+    }
+
+    /// Whether positions fit the 16 bits that most kernels give them.
+    fn is_countable(&self) -> bool {
         let (op, o) = (&self.op, &self.op.options);
         let [oh, ow] = op.output_size();
         let reach = |axis: usize| op.kernel[axis] * o.dilation[axis] * o.stride[axis];
         let p = &o.padding;
         let sides = [op.h + p.top, op.w + p.left, oh, ow, reach(0), reach(1)];
-        channels.iter().all(|c| c.is_multiple_of(self.arithmetic.chunk()))
-            && sides.iter().all(|&side| side < MOST_POSITIONS)
+        sides.iter().all(|&side| side < MOST_POSITIONS)
+    }
+
+    /// What 16 bytes may straddle, of `from` channels that are summed over and `to` that
+    /// result.
+    fn gather_reading(&self, pass: Pass, from: usize, to: usize) -> Reading {
+        let second = self.source.second_channels;
+        let forward = pass == Pass::Forward;
+        let alone = self.op.options.groups == 1 && (second == 0 || !forward);
+        let terms = self.op.kernel[0] * self.op.kernel[1] * from;
+        match (self.fills(from), self.fills(to)) {
+            _ if !self.is_countable() => Reading::Scattered,
+            (true, _) if forward && self.fills(second) => Reading::Aligned,
+            (true, true) if !forward => Reading::Aligned,
+            (true, false) if !forward => Reading::NarrowWeight,
+            (false, fills) if (forward || fills) && alone && terms <= few::MOST_TERMS => {
+                Reading::FewInputs
+            }
+            _ => Reading::Scattered,
+        }
+    }
+
+    fn outer_reading(&self) -> Reading {
+        let (parts, second) = (self.op.options.groups, self.source.second_channels);
+        let fills = [self.op.c_in / parts, self.op.c_out / parts].map(|c| self.fills(c));
+        match fills {
+            _ if !self.is_countable() => Reading::Scattered,
+            [true, true] if self.fills(second) => Reading::Aligned,
+            [false, true] if parts == 1 && second == 0 => Reading::FewInputs,
+            [true, false] if parts == 1 && self.fills(second) => Reading::FewOutputs,
+            _ => Reading::Scattered,
+        }
     }
 
     /// Tiles of a gathering reduction over `taps`.
     fn reduction_tiles(&self, pass: Pass, gather: &Gather, taps: usize) -> usize {
         let depth = self.arithmetic.depth();
         let second = if pass == Pass::Forward { self.source.second_channels } else { 0 };
-        if gather.aligned {
+        if matches!(gather.reading, Reading::Aligned | Reading::NarrowWeight) {
             taps * ((gather.reduced - second).div_ceil(depth) + second.div_ceil(depth))
         } else {
             (taps * gather.reduced).div_ceil(depth)
@@ -194,17 +230,12 @@ impl Layer {
         let parts = op.options.groups;
         let (c_in, c_out) = (op.c_in / parts, op.c_out / parts);
         let [oh, ow] = op.output_size();
-        let second = self.source.second_channels;
-        let mut gather = match pass {
-            Pass::Forward => {
-                let aligned = self.is_aligned(&[c_in, second]);
-                Gather { reduced: c_in, columns: c_out, aligned, lanes: 1 }
-            }
-            Pass::BackwardData => {
-                let aligned = self.is_aligned(&[c_in, c_out]);
-                Gather { reduced: c_out, columns: c_in, aligned, lanes: 1 }
-            }
+        let (reduced, columns) = match pass {
+            Pass::Forward => (c_in, c_out),
+            Pass::BackwardData => (c_out, c_in),
         };
+        let reading = self.gather_reading(pass, reduced, columns);
+        let mut gather = Gather { reduced, columns, reading, lanes: 1 };
         let area = if pass == Pass::Forward { oh * ow } else { op.h * op.w };
         let strided = op.options.stride != [1, 1];
         // A single pixel is a linear layer's row, of which an image may have many.
@@ -301,14 +332,26 @@ impl Layer {
             lanes: gather.lanes as i32,
             add: operands.add.into(),
         };
-        let tiles = match pass {
-            Pass::Forward => tiles::forward(self.arithmetic, gather.aligned),
-            Pass::BackwardData => tiles::backward_data(self.arithmetic, gather.aligned),
-        };
         let parts = parts * gather.lanes;
-        let tile = tiles::choose(tiles, self.tile, pixels, gather.columns, parts);
+        let choose = |reading: Reading| {
+            let tiles = match pass {
+                Pass::Forward => tiles::forward(self.arithmetic, reading),
+                Pass::BackwardData => tiles::backward_data(self.arithmetic, reading),
+            };
+            tiles::choose(tiles, self.tile, pixels, gather.columns, parts)
+        };
+        let mut tile = choose(gather.reading);
+        let mut shared = tile.shared_bytes();
+        if gather.reading == Reading::FewInputs {
+            let few = few::gather_bytes(self.arithmetic, &p, tile, pass == Pass::Forward);
+            shared = shared.max(tile.stage_bytes() + few);
+            if shared > few::MOST_BYTES {
+                tile = choose(Reading::Scattered);
+                shared = tile.shared_bytes();
+            }
+        }
         let grid = tile.grid(pixels, gather.columns, parts);
-        launch(Launch::Gather(tile.entry, grid, tile.shared_bytes(), p))?;
+        launch(Launch::Gather(tile.entry, grid, shared as u32, p))?;
         if !split {
             return Ok(());
         }
@@ -360,7 +403,7 @@ impl Layer {
         let pixels = op.n * oh * ow;
         let lanes = self.outer_lanes();
         let second = self.source.second_channels;
-        let p = params::ConvOuter {
+        let mut p = params::ConvOuter {
             d_weight: operands.d_weight.cast(),
             d_bias: operands.d_bias,
             partial: if lanes > 1 { operands.workspace } else { std::ptr::null_mut() },
@@ -383,14 +426,37 @@ impl Layer {
             lanes: lanes as i32,
             add: operands.add.into(),
             add_bias: operands.add_bias.into(),
+            few_offset: 0,
+            few_len: 0,
         };
-        let aligned = self.is_aligned(&[c_in, c_out, second]);
         let parts = parts * lanes;
-        let tiles = tiles::backward_weight(self.arithmetic, aligned);
-        let tile = tiles::choose(tiles, self.tile, c_out, taps * c_in, parts);
+        let choose = |reading: Reading| {
+            let tiles = tiles::backward_weight(self.arithmetic, reading);
+            tiles::choose(tiles, self.tile, c_out, taps * c_in, parts)
+        };
+        let reading = self.outer_reading();
+        let mut tile = choose(reading);
+        let beside = match reading {
+            Reading::Aligned => tile.table_bytes(self.arithmetic, taps, c_in),
+            Reading::FewInputs => {
+                p.few_len = few::sources_len(self.arithmetic, &p) as i32;
+                few::terms_bytes(tile.columns) + 2 * p.few_len as usize * self.arithmetic.bytes()
+            }
+            Reading::FewOutputs => {
+                let table = tile.table_bytes(self.arithmetic, taps, c_in).next_multiple_of(16);
+                p.few_offset = table as i32;
+                p.few_len = few::gradients_len(self.arithmetic, c_out) as i32;
+                table + 2 * p.few_len as usize * self.arithmetic.bytes()
+            }
+            _ => 0,
+        };
+        let mut shared = tile.shared_bytes() + beside;
+        if shared > few::MOST_BYTES {
+            tile = choose(Reading::Scattered);
+            shared = tile.shared_bytes();
+        }
         let grid = tile.grid(c_out, taps * c_in, parts);
-        let table = if aligned { tile.table_bytes(self.arithmetic, taps, c_in) } else { 0 };
-        launch(Launch::Outer(tile.entry, grid, tile.shared_bytes() + table, p))?;
+        launch(Launch::Outer(tile.entry, grid, shared as u32, p))?;
         if lanes == 1 {
             return Ok(());
         }

@@ -10,11 +10,13 @@
 //!
 //! ```text
 //! layer       which launches a pass makes, and their scratch memory
+//! few         shared memory for tensors of few channels
 //! tiles       the kernels, and which one a matrix of results is given
 //! node        what the plan's nodes call
 //! standalone  [`Convolution`]
 //! ```
 
+mod few;
 mod layer;
 mod node;
 mod standalone;

@@ -4,6 +4,21 @@
 use super::super::entries::*;
 use super::{Arithmetic, MULTIPROCESSORS, ROW_BYTES};
 
+/// What of the operands 16 bytes may straddle, as the kernels' names say.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Reading {
+    /// No pixel, no row of the weight.
+    Aligned,
+    /// Pixels of the few channels that are summed over; those of x, for the weight.
+    FewInputs,
+    /// Pixels of d_y, which has few channels, for the weight.
+    FewOutputs,
+    /// Rows of the weight, whose results are few: backward to the data.
+    NarrowWeight,
+    /// Anything.
+    Scattered,
+}
+
 /// Tiles in flight, as in `kernels/matmul.cuh`.
 const STAGES: usize = 2;
 
@@ -11,8 +26,8 @@ const STAGES: usize = 2;
 /// relative to the largest tile (loads a product, from the tile's shape).
 pub(super) struct Tile<P: 'static> {
     pub(super) entry: &'static Entry<P>,
-    rows: usize,
-    columns: usize,
+    pub(super) rows: usize,
+    pub(super) columns: usize,
     cost: f64,
 }
 
@@ -32,16 +47,27 @@ impl<P> Tile<P> {
         (blocks.div_ceil(MULTIPROCESSORS) * self.rows * self.columns) as f64 * self.cost
     }
 
-    pub(super) fn shared_bytes(&self) -> u32 {
-        (STAGES * (self.rows + self.columns) * ROW_BYTES) as u32
+    /// Bytes of all tiles in flight, which also hold the results.
+    pub(super) fn shared_bytes(&self) -> usize {
+        STAGES * self.stage_bytes()
     }
 
     /// Bytes of the table of sources that a weight gradient's tile has beside it, for
     /// `taps` of `channels`.
-    pub(super) fn table_bytes(&self, arithmetic: Arithmetic, taps: usize, channels: usize) -> u32 {
+    pub(super) fn table_bytes(
+        &self,
+        arithmetic: Arithmetic,
+        taps: usize,
+        channels: usize,
+    ) -> usize {
         let (chunks, of_tap) = (self.columns / arithmetic.chunk(), channels / arithmetic.chunk());
         let touched = taps.min((chunks + of_tap - 2) / of_tap + 1);
-        (4 * (chunks + 2 * touched * arithmetic.depth())) as u32
+        4 * (chunks + 2 * touched * arithmetic.depth())
+    }
+
+    /// Bytes of a tile in flight.
+    pub(super) fn stage_bytes(&self) -> usize {
+        (self.rows + self.columns) * ROW_BYTES
     }
 
     pub(super) fn grid(&self, rows: usize, columns: usize, parts: usize) -> [usize; 3] {
@@ -74,15 +100,25 @@ static FORWARD_F32_SCATTERED: [Tile<params::ConvGather>; 2] = [
     Tile::new(&CONV2D_FORWARD_F32_SCATTERED_64X64, 64, 64, 1.2),
     Tile::new(&CONV2D_FORWARD_F32_SCATTERED_32X32, 32, 32, 1.8),
 ];
-static FORWARD_TF32: [Tile<params::ConvGather>; 3] = [
+static FORWARD_F32_FEW: [Tile<params::ConvGather>; 2] = [
+    Tile::new(&CONV2D_FORWARD_F32_FEW_64X64, 64, 64, 1.2),
+    Tile::new(&CONV2D_FORWARD_F32_FEW_32X32, 32, 32, 1.8),
+];
+static FORWARD_TF32: [Tile<params::ConvGather>; 4] = [
     Tile::new(&CONV2D_FORWARD_TF32_128X128, 128, 128, 1.0),
     Tile::new(&CONV2D_FORWARD_TF32_64X64, 64, 64, 1.2),
     Tile::new(&CONV2D_FORWARD_TF32_32X32, 32, 32, 1.8),
+    Tile::new(&CONV2D_FORWARD_TF32_128X16, 128, 16, 2.5),
 ];
-static FORWARD_BF16: [Tile<params::ConvGather>; 3] = [
+static FORWARD_BF16: [Tile<params::ConvGather>; 4] = [
     Tile::new(&CONV2D_FORWARD_BF16_128X128, 128, 128, 1.0),
     Tile::new(&CONV2D_FORWARD_BF16_64X64, 64, 64, 1.2),
     Tile::new(&CONV2D_FORWARD_BF16_32X32, 32, 32, 1.8),
+    Tile::new(&CONV2D_FORWARD_BF16_128X16, 128, 16, 2.5),
+];
+static FORWARD_BF16_FEW: [Tile<params::ConvGather>; 2] = [
+    Tile::new(&CONV2D_FORWARD_BF16_FEW_128X128, 128, 128, 1.0),
+    Tile::new(&CONV2D_FORWARD_BF16_FEW_32X32, 32, 32, 1.8),
 ];
 static FORWARD_BF16_SCATTERED: [Tile<params::ConvGather>; 1] =
     [Tile::new(&CONV2D_FORWARD_BF16_SCATTERED_32X32, 32, 32, 1.0)];
@@ -95,6 +131,12 @@ static BACKWARD_DATA_F32_SCATTERED: [Tile<params::ConvGather>; 2] = [
     Tile::new(&CONV2D_BACKWARD_DATA_F32_SCATTERED_64X64, 64, 64, 1.2),
     Tile::new(&CONV2D_BACKWARD_DATA_F32_SCATTERED_32X32, 32, 32, 1.8),
 ];
+static BACKWARD_DATA_F32_FEW: [Tile<params::ConvGather>; 2] = [
+    Tile::new(&CONV2D_BACKWARD_DATA_F32_FEW_64X64, 64, 64, 1.2),
+    Tile::new(&CONV2D_BACKWARD_DATA_F32_FEW_32X32, 32, 32, 1.8),
+];
+static BACKWARD_DATA_F32_NARROW: [Tile<params::ConvGather>; 1] =
+    [Tile::new(&CONV2D_BACKWARD_DATA_F32_NARROW_128X4, 128, 4, 1.0)];
 static BACKWARD_DATA_TF32: [Tile<params::ConvGather>; 3] = [
     Tile::new(&CONV2D_BACKWARD_DATA_TF32_128X128, 128, 128, 1.0),
     Tile::new(&CONV2D_BACKWARD_DATA_TF32_64X64, 64, 64, 1.2),
@@ -105,6 +147,12 @@ static BACKWARD_DATA_BF16: [Tile<params::ConvGather>; 3] = [
     Tile::new(&CONV2D_BACKWARD_DATA_BF16_64X64, 64, 64, 1.2),
     Tile::new(&CONV2D_BACKWARD_DATA_BF16_32X32, 32, 32, 1.8),
 ];
+static BACKWARD_DATA_BF16_FEW: [Tile<params::ConvGather>; 2] = [
+    Tile::new(&CONV2D_BACKWARD_DATA_BF16_FEW_128X128, 128, 128, 1.0),
+    Tile::new(&CONV2D_BACKWARD_DATA_BF16_FEW_32X32, 32, 32, 1.8),
+];
+static BACKWARD_DATA_BF16_NARROW: [Tile<params::ConvGather>; 1] =
+    [Tile::new(&CONV2D_BACKWARD_DATA_BF16_NARROW_128X16, 128, 16, 1.0)];
 static BACKWARD_DATA_BF16_SCATTERED: [Tile<params::ConvGather>; 1] =
     [Tile::new(&CONV2D_BACKWARD_DATA_BF16_SCATTERED_32X32, 32, 32, 1.0)];
 static BACKWARD_WEIGHT_F32: [Tile<params::ConvOuter>; 3] = [
@@ -117,6 +165,12 @@ static BACKWARD_WEIGHT_F32_SCATTERED: [Tile<params::ConvOuter>; 3] = [
     Tile::new(&CONV2D_BACKWARD_WEIGHT_F32_SCATTERED_32X32, 32, 32, 1.8),
     Tile::new(&CONV2D_BACKWARD_WEIGHT_F32_SCATTERED_4X256, 4, 256, 2.5),
 ];
+static BACKWARD_WEIGHT_F32_INPUTS: [Tile<params::ConvOuter>; 2] = [
+    Tile::new(&CONV2D_BACKWARD_WEIGHT_F32_INPUTS_64X64, 64, 64, 1.2),
+    Tile::new(&CONV2D_BACKWARD_WEIGHT_F32_INPUTS_32X32, 32, 32, 1.8),
+];
+static BACKWARD_WEIGHT_F32_OUTPUTS: [Tile<params::ConvOuter>; 1] =
+    [Tile::new(&CONV2D_BACKWARD_WEIGHT_F32_OUTPUTS_4X256, 4, 256, 1.0)];
 static BACKWARD_WEIGHT_TF32: [Tile<params::ConvOuter>; 3] = [
     Tile::new(&CONV2D_BACKWARD_WEIGHT_TF32_128X128, 128, 128, 1.0),
     Tile::new(&CONV2D_BACKWARD_WEIGHT_TF32_64X64, 64, 64, 1.2),
@@ -127,48 +181,62 @@ static BACKWARD_WEIGHT_BF16: [Tile<params::ConvOuter>; 3] = [
     Tile::new(&CONV2D_BACKWARD_WEIGHT_BF16_64X64, 64, 64, 1.2),
     Tile::new(&CONV2D_BACKWARD_WEIGHT_BF16_32X32, 32, 32, 1.8),
 ];
+static BACKWARD_WEIGHT_BF16_INPUTS: [Tile<params::ConvOuter>; 1] =
+    [Tile::new(&CONV2D_BACKWARD_WEIGHT_BF16_INPUTS_128X32, 128, 32, 1.0)];
+static BACKWARD_WEIGHT_BF16_OUTPUTS: [Tile<params::ConvOuter>; 1] =
+    [Tile::new(&CONV2D_BACKWARD_WEIGHT_BF16_OUTPUTS_16X128, 16, 128, 1.0)];
 static BACKWARD_WEIGHT_BF16_SCATTERED: [Tile<params::ConvOuter>; 1] =
     [Tile::new(&CONV2D_BACKWARD_WEIGHT_BF16_SCATTERED_32X32, 32, 32, 1.0)];
 
-/// Tiles of the forward pass; `aligned` where 16 bytes never straddle pixels.
+/// Tiles of the forward pass.
 pub(super) fn forward(
     arithmetic: Arithmetic,
-    aligned: bool,
+    reading: Reading,
 ) -> &'static [Tile<params::ConvGather>] {
-    match (arithmetic, aligned) {
-        (Arithmetic::F32, true) => &FORWARD_F32,
-        (Arithmetic::F32 | Arithmetic::Tf32, false) => &FORWARD_F32_SCATTERED,
-        (Arithmetic::Tf32, true) => &FORWARD_TF32,
-        (Arithmetic::Bf16, true) => &FORWARD_BF16,
-        (Arithmetic::Bf16, false) => &FORWARD_BF16_SCATTERED,
+    match (arithmetic, reading) {
+        (Arithmetic::F32, Reading::Aligned) => &FORWARD_F32,
+        (Arithmetic::Tf32, Reading::Aligned) => &FORWARD_TF32,
+        (Arithmetic::Bf16, Reading::Aligned) => &FORWARD_BF16,
+        (Arithmetic::Bf16, Reading::FewInputs) => &FORWARD_BF16_FEW,
+        (Arithmetic::Bf16, _) => &FORWARD_BF16_SCATTERED,
+        (_, Reading::FewInputs) => &FORWARD_F32_FEW,
+        _ => &FORWARD_F32_SCATTERED,
     }
 }
 
 /// Tiles of the backward pass to the data.
 pub(super) fn backward_data(
     arithmetic: Arithmetic,
-    aligned: bool,
+    reading: Reading,
 ) -> &'static [Tile<params::ConvGather>] {
-    match (arithmetic, aligned) {
-        (Arithmetic::F32, true) => &BACKWARD_DATA_F32,
-        (Arithmetic::F32 | Arithmetic::Tf32, false) => &BACKWARD_DATA_F32_SCATTERED,
-        (Arithmetic::Tf32, true) => &BACKWARD_DATA_TF32,
-        (Arithmetic::Bf16, true) => &BACKWARD_DATA_BF16,
-        (Arithmetic::Bf16, false) => &BACKWARD_DATA_BF16_SCATTERED,
+    match (arithmetic, reading) {
+        (Arithmetic::F32, Reading::Aligned) => &BACKWARD_DATA_F32,
+        (Arithmetic::Tf32, Reading::Aligned) => &BACKWARD_DATA_TF32,
+        (Arithmetic::Bf16, Reading::Aligned) => &BACKWARD_DATA_BF16,
+        (Arithmetic::Bf16, Reading::FewInputs) => &BACKWARD_DATA_BF16_FEW,
+        (Arithmetic::Bf16, Reading::NarrowWeight) => &BACKWARD_DATA_BF16_NARROW,
+        (Arithmetic::Bf16, _) => &BACKWARD_DATA_BF16_SCATTERED,
+        (_, Reading::FewInputs) => &BACKWARD_DATA_F32_FEW,
+        (_, Reading::NarrowWeight) => &BACKWARD_DATA_F32_NARROW,
+        _ => &BACKWARD_DATA_F32_SCATTERED,
     }
 }
 
 /// Tiles of the weight gradient.
 pub(super) fn backward_weight(
     arithmetic: Arithmetic,
-    aligned: bool,
+    reading: Reading,
 ) -> &'static [Tile<params::ConvOuter>] {
-    match (arithmetic, aligned) {
-        (Arithmetic::F32, true) => &BACKWARD_WEIGHT_F32,
-        (Arithmetic::F32 | Arithmetic::Tf32, false) => &BACKWARD_WEIGHT_F32_SCATTERED,
-        (Arithmetic::Tf32, true) => &BACKWARD_WEIGHT_TF32,
-        (Arithmetic::Bf16, true) => &BACKWARD_WEIGHT_BF16,
-        (Arithmetic::Bf16, false) => &BACKWARD_WEIGHT_BF16_SCATTERED,
+    match (arithmetic, reading) {
+        (Arithmetic::F32, Reading::Aligned) => &BACKWARD_WEIGHT_F32,
+        (Arithmetic::Tf32, Reading::Aligned) => &BACKWARD_WEIGHT_TF32,
+        (Arithmetic::Bf16, Reading::Aligned) => &BACKWARD_WEIGHT_BF16,
+        (Arithmetic::Bf16, Reading::FewInputs) => &BACKWARD_WEIGHT_BF16_INPUTS,
+        (Arithmetic::Bf16, Reading::FewOutputs) => &BACKWARD_WEIGHT_BF16_OUTPUTS,
+        (Arithmetic::Bf16, _) => &BACKWARD_WEIGHT_BF16_SCATTERED,
+        (_, Reading::FewInputs) => &BACKWARD_WEIGHT_F32_INPUTS,
+        (_, Reading::FewOutputs) => &BACKWARD_WEIGHT_F32_OUTPUTS,
+        _ => &BACKWARD_WEIGHT_F32_SCATTERED,
     }
 }
 
