@@ -47,6 +47,10 @@ pub const PER_IMAGE: usize = 4;
 /// The same for a tensor with the shape of the result.
 pub const RESIDUAL: usize = 5;
 
+/// Input position of `Conv2d` and `Conv2dBackwardWeight` at which lowering puts a second
+/// tensor, whose channels follow those of x.
+pub const SECOND: usize = 6;
+
 /// Descriptor of a convolution. The same value describes its three passes:
 /// - `Conv2d`: inputs x `[n,h,w,c_in]`, weight `[c_out,kh,kw,c_in/groups]`,
 ///   bias `[c_out]` (optional); output y `[n,oh,ow,c_out]`.
@@ -55,7 +59,8 @@ pub const RESIDUAL: usize = 5;
 ///
 /// A backend's lowering may add inputs: to `Conv2d` what is added to its result, in
 /// this order: [`PER_IMAGE`], [`RESIDUAL`]. For the CPU also the packed weight
-/// (position 3 of `Conv2d`, 2 of `Conv2dBackwardData`).
+/// (position 3 of `Conv2d`, 2 of `Conv2dBackwardData`). For CUDA an x of fewer pixels,
+/// which is enlarged as it is read, and [`SECOND`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[allow(missing_docs)]
 pub struct Conv2d {

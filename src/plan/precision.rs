@@ -14,7 +14,7 @@ use std::fmt;
 use super::{DType, Mode, Node, Plan, Role, Space, Tensor, TensorId, Write};
 use crate::ops::Op;
 use crate::ops::cast::Cast;
-use crate::ops::conv2d::{PER_IMAGE, RESIDUAL};
+use crate::ops::conv2d::{PER_IMAGE, RESIDUAL, SECOND};
 
 /// Precision of a network's arithmetic. Weights, moments, statistics, sums, losses and
 /// the sampler's state are f32 in each.
@@ -57,9 +57,9 @@ struct HalfForm {
 fn half_form(op: &Op) -> Option<HalfForm> {
     let always = |inputs, outputs| Some(HalfForm { inputs, outputs, always: true });
     match op {
-        Op::Conv2d(_) | Op::Linear(_) => always(&[0, 1, PER_IMAGE, RESIDUAL], &[0]),
+        Op::Conv2d(_) | Op::Linear(_) => always(&[0, 1, PER_IMAGE, RESIDUAL, SECOND], &[0]),
         Op::Conv2dBackwardData(_) | Op::LinearBackwardData(_) => always(&[0, 1], &[0]),
-        Op::Conv2dBackwardWeight(_) | Op::LinearBackwardWeight(_) => always(&[0, 1], &[]),
+        Op::Conv2dBackwardWeight(_) | Op::LinearBackwardWeight(_) => always(&[0, 1, SECOND], &[]),
         _ => None,
     }
 }

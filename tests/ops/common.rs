@@ -117,10 +117,15 @@ impl Machine {
 
     /// The same with at most these vector instructions.
     pub fn with_isa(plan: Plan, threads: usize, isa: Isa) -> Self {
-        let mut backend: Box<dyn Backend> = match TARGET.get() {
+        let backend: Box<dyn Backend> = match TARGET.get() {
             Target::Cpu => Box::new(Cpu::with_isa(threads, isa)),
             Target::Cuda => gpu::backend().expect("found before"),
         };
+        Machine::of(backend, plan)
+    }
+
+    /// The same on a backend of one's own.
+    pub fn of(mut backend: Box<dyn Backend>, plan: Plan) -> Self {
         let program = backend.lower(plan).expect("the plan lowers");
         let spaces = [
             Space::Parameters,

@@ -119,3 +119,77 @@ fn additions_that_cannot_move_stay() {
     let adds = program.plan.nodes.iter().filter(|n| matches!(n.op, Op::Add(_))).count();
     assert_eq!(adds, 2);
 }
+
+/// Convolutions of an enlarged image and of two images side by side, forward and
+/// backward; with `kept` the images between are wanted, so that they must be made.
+#[cfg(langevin_cuda)]
+fn in_place(kept: bool) -> Plan {
+    use langevin::ops::resample::Method;
+
+    let mut plan = Plan::new();
+    let small = plan.activation("small", &[2, 2, 3, 32], DType::F32, Role::State);
+    let side = plan.activation("side", &[2, 4, 6, 24], DType::F32, Role::State);
+    let mut weight = |name: &str, shape: &[usize]| {
+        plan.parameter(name, shape, DiskLayout::Same, Init::Constant(0.0), true)
+    };
+    let (w1, w2) = (weight("w1", &[64, 3, 3, 32]), weight("w2", &[8, 3, 3, 88]));
+    let w3 = weight("w3", &[16, 1, 1, 88]);
+    let same = ConvOptions { padding: Padding::same(1), ..ConvOptions::default() };
+    let fits = "the shapes fit";
+    let large = plan.resample(small, Method::Nearest { factor: 2 }).expect(fits);
+    let h = plan.conv2d(large, w1, None, same).expect(fits);
+    let both = plan.concat(h, side).expect(fits);
+    // The second reads the concatenation enlarged again.
+    let y = plan.conv2d(both, w2, None, same).expect(fits);
+    let again = plan.resample(both, Method::Nearest { factor: 2 }).expect(fits);
+    let z = plan.conv2d(again, w3, None, ConvOptions::default()).expect(fits);
+    let mut seeds = Vec::new();
+    for (name, result) in [("y", y), ("z", z)] {
+        plan.tensors[result.index()].name = name.into();
+        plan.keep(result);
+        let shape = plan.shape(result).to_vec();
+        let d = plan.activation(format!("d_{name}"), &shape, DType::F32, Role::State);
+        seeds.push((result, Some(d)));
+    }
+    plan.derive(&seeds, Wrt::Parameters(Mode::Write)).expect("a derivative");
+    if kept {
+        [large, both, again].into_iter().for_each(|t| plan.keep(t));
+    }
+    plan
+}
+
+#[cfg(langevin_cuda)]
+#[test]
+fn images_that_convolutions_read_in_place_are_not_made() {
+    use langevin::backend::Precision;
+    use langevin::backend::cuda::Cuda;
+
+    let device = crate::gpu::device().expect("the software GPU");
+    let names = ["small", "side", "w1", "w2", "w3", "d_y", "d_z"];
+    let wanted = ["y", "z", "d_w1", "d_w2", "d_w3"];
+    for precision in [Precision::F32, Precision::Tf32, Precision::Bf16] {
+        let run = |kept: bool| {
+            let backend = Cuda::sharing(&device).expect("a backend").with_precision(precision);
+            let mut machine = Machine::of(Box::new(backend), in_place(kept));
+            let find = |m: &Machine, name: &str| m.program.plan.find(name).expect("a tensor");
+            for (seed, name) in names.iter().enumerate() {
+                let t = find(&machine, name);
+                let len = machine.program.plan.tensor(t).len();
+                machine.upload(t, &values(seed as u64, len));
+            }
+            machine.run();
+            let results: Vec<Vec<f32>> =
+                wanted.iter().map(|name| machine.download(find(&machine, name))).collect();
+            let images = machine.program.plan.nodes.iter();
+            let made = images.filter(|n| matches!(n.op, Op::Resample(_) | Op::Concat(_))).count();
+            (results, made, machine.program.memory.activation_bytes)
+        };
+        let (fused, made, bytes) = run(false);
+        let (single, all, more) = run(true);
+        assert_eq!((made, all), (0, 3), "{precision}");
+        assert!(bytes < more, "{precision}: {bytes} bytes against {more}");
+        for ((name, fused), single) in wanted.iter().zip(&fused).zip(&single) {
+            assert_same_bits(&format!("{name} in {precision}"), fused, single);
+        }
+    }
+}

@@ -80,6 +80,12 @@ impl<'a> Call<'a> {
         self.program.precision
     }
 
+    /// Shape of the input at position `i`; `None` where it is absent.
+    pub fn shape(&self, i: usize) -> Option<&[usize]> {
+        let id = self.node.inputs.get(i).copied().flatten()?;
+        Some(self.program.plan.shape(id))
+    }
+
     /// Element type of the input at position `i`, which the op requires.
     pub fn dtype(&self, i: usize) -> DType {
         self.program.plan.tensor(self.node.input(i)).dtype

@@ -2,7 +2,7 @@
 //! scratch memory.
 
 use super::execute::execute;
-use super::{attention, conv2d, empirical, matmul, norm, optimizer};
+use super::{attention, conv2d, empirical, fuse, matmul, norm, optimizer};
 use crate::backend::{Precision, Program};
 use crate::error::Result;
 use crate::ops::Op;
@@ -13,6 +13,7 @@ pub(crate) fn lower(mut plan: Plan, precision: Precision) -> Result<Program> {
     plan.nodes.iter().try_for_each(|node| execute(&node.op, None))?;
     plan.drop_copies();
     plan.fuse_epilogues();
+    fuse::fuse(&mut plan, precision);
     if precision == Precision::Bf16 {
         plan.halve();
         plan.update_halves();

@@ -45,6 +45,8 @@ pub mod entries;
 #[cfg(langevin_cuda)]
 mod execute;
 #[cfg(langevin_cuda)]
+mod fuse;
+#[cfg(langevin_cuda)]
 mod graph;
 #[cfg(langevin_cuda)]
 mod loss;

@@ -1,11 +1,11 @@
 //! What a plan's convolution nodes call.
 
 use super::super::arguments::Call;
-use super::Arithmetic;
 use super::layer::{GatherOperands, Layer, OuterOperands, Pass};
+use super::{Arithmetic, Source};
 use crate::backend::Precision;
 use crate::error::Result;
-use crate::ops::conv2d::{Conv2d, PER_IMAGE, RESIDUAL};
+use crate::ops::conv2d::{Conv2d, PER_IMAGE, RESIDUAL, SECOND};
 use crate::plan::DType;
 
 /// What a node computes with, by the type of its tensors and the program's precision.
@@ -19,6 +19,15 @@ pub(in crate::backend::cuda) fn arithmetic(dtype: DType, precision: Precision) -
 
 fn layer(op: &Conv2d, arithmetic: Arithmetic) -> Layer {
     Layer { arithmetic, ..Layer::plain(op) }
+}
+
+/// Where x comes from, by the shapes of what the node reads.
+fn source(op: &Conv2d, call: &Call) -> Source {
+    let channels = |shape: &[usize]| shape.last().copied().unwrap_or(1);
+    let second_channels = call.shape(SECOND).map_or(0, channels);
+    let x_len: usize = call.shape(0).map_or(1, |shape| shape.iter().product());
+    let pixels = x_len / (op.c_in - second_channels);
+    Source { second_channels, enlarge: (op.n * op.h * op.w / pixels).ilog2() / 2 }
 }
 
 /// Floats of scratch memory of the forward pass.
@@ -38,7 +47,7 @@ pub(in crate::backend::cuda) fn backward_weight_workspace_len(op: &Conv2d, a: Ar
 
 fn gather_node(op: &Conv2d, call: &Call, pass: Pass) -> Result<()> {
     let dtype = call.dtype(0);
-    let added = |i| match pass {
+    let of_forward = |i| match pass {
         Pass::Forward => call.optional_as(i, dtype).cast(),
         Pass::BackwardData => std::ptr::null(),
     };
@@ -47,14 +56,17 @@ fn gather_node(op: &Conv2d, call: &Call, pass: Pass) -> Result<()> {
         y: y.cast(),
         workspace: call.workspace(),
         x: call.input_as(0, dtype).cast(),
-        x2: std::ptr::null(),
+        x2: of_forward(SECOND),
         weight: call.input_as(1, dtype).cast(),
         bias: if pass == Pass::Forward { call.optional(2) } else { std::ptr::null() },
-        per_image: added(PER_IMAGE),
-        residual: added(RESIDUAL),
+        per_image: of_forward(PER_IMAGE),
+        residual: of_forward(RESIDUAL),
         add: add == 1,
     };
-    let layer = layer(op, arithmetic(dtype, call.precision()));
+    let mut layer = layer(op, arithmetic(dtype, call.precision()));
+    if pass == Pass::Forward {
+        layer.source = source(op, call);
+    }
     layer.launch_gather(pass, &operands, &mut |launch| launch.by(call))
 }
 
@@ -78,11 +90,12 @@ pub(in crate::backend::cuda) fn backward_weight(op: &Conv2d, call: &Call) -> Res
         d_bias,
         workspace: call.workspace(),
         x: call.input_as(0, dtype).cast(),
-        x2: std::ptr::null(),
+        x2: call.optional_as(SECOND, dtype).cast(),
         d_y: call.input_as(1, dtype).cast(),
         add: add == 1,
         add_bias: add_bias == 1,
     };
-    let layer = layer(op, arithmetic(dtype, call.precision()));
+    let mut layer = layer(op, arithmetic(dtype, call.precision()));
+    layer.source = source(op, call);
     layer.launch_outer(&operands, &mut |launch| launch.by(call))
 }
