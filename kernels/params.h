@@ -520,7 +520,7 @@ struct SamplerRk45 {
     float *running;     /* [1] */
     const float *table; /* [10, 1, 32] */
     const Word *stage;  /* [1] */
-    const float *curve; /* [nodes, 4] */
+    const float *curve; /* [nodes, 5] */
     const float *error; /* [n] */
     Word n;
     Word nodes;

@@ -91,7 +91,14 @@ ENTRY(sampler_error_f32, SamplerError, 256) {
 // Constants of ops::sampler_rk45.
 enum { STAGES = 10, STEP = 1, ACCEPT = 7, KEEP = 8, END = 9 };
 enum { SLOT_STATE = 0, SLOT_ARGUMENT = 1, FIRST_SLOPE = 2, LAST_SLOPE = 5, MOST_SLOTS = 7 };
-enum { CURVE_LABEL = 0, CURVE_INPUT_SCALE = 1, CURVE_STATE = 2, CURVE_PREDICTION = 3, CURVE_COLUMNS = 4 };
+enum {
+    CURVE_LABEL = 0,
+    CURVE_INPUT_SCALE = 1,
+    CURVE_X0_STATE = 2,
+    CURVE_X0_PREDICTION = 3,
+    CURVE_COSINE = 4,
+    CURVE_COLUMNS = 5
+};
 enum { TIME = 0, TRIED = 1, STATUS = 2, EVALUATIONS = 3, ACCEPTED = 4, REJECTED = 5, LAST = 6, ACCEPTS = 7 };
 constexpr float RUNNING = 0.0f, ARRIVED = 1.0f, STUCK = 2.0f;
 __constant__ const float NODES[7] = {0.0f, 0.2f, 0.3f, 0.8f, (float)(8.0 / 9.0), 1.0f, 1.0f};
@@ -168,8 +175,15 @@ INLINE bool control(const SamplerRk45 &p, Word stage, Word image) {
     float u = s[TIME], h = s[TRIED];
     if (stage < ACCEPT) {
         float at = u + NODES[stage] * h;
-        now[EPS_STATE] = curve_at(p, at, CURVE_STATE);
-        now[EPS_PREDICTION] = curve_at(p, at, CURVE_PREDICTION);
+        now[X0_STATE] = curve_at(p, at, CURVE_X0_STATE);
+        now[X0_PREDICTION] = curve_at(p, at, CURVE_X0_PREDICTION);
+        float cosine = curve_at(p, at, CURVE_COSINE);
+        now[EPS_STATE] = cosine * cosine;
+        now[EPS_PREDICTION] = 0.0f;
+        for (int k = 0; k < 2; k++) {
+            float *c = now + OUTPUT + k * COEFFICIENTS;
+            c[OF_X0] = -cosine * c[OF_EPS];
+        }
     }
     if (stage == ACCEPT && !accepts) {
         for (int k = 0; k < 2; k++) {
@@ -181,6 +195,7 @@ INLINE bool control(const SamplerRk45 &p, Word stage, Word image) {
     if (stage <= ACCEPT) {
         float *c = now + OUTPUT + COEFFICIENTS;
         for (int j = FIRST_SLOPE; j < MOST_SLOTS; j++) c[j] *= h;
+        c[OF_X0] *= h;
         c[OF_EPS] *= h;
     }
     Word following = stage < ACCEPT ? min(stage + 1, 6u) : 1;

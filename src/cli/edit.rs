@@ -79,6 +79,9 @@ pub struct EditArgs {
     /// Class of all images, where the network has classes; by default the last row, none
     #[arg(long, value_name = "K")]
     class: Option<u32>,
+    /// Classifier-free guidance towards --class: uncond + W (cond - uncond); 1 is off
+    #[arg(long, default_value_t = 1.0, value_name = "W", allow_negative_numbers = true)]
+    guidance: f64,
     /// Safetensors to write: samples [n,c,h,w]; with invert also x_T, for sample --noise
     #[arg(long, value_name = "FILE")]
     tensors: Option<PathBuf>,
@@ -202,7 +205,9 @@ struct Editor<'a> {
     drawing: Drawing<'a>,
     engine: Engine,
     arena_len: usize,
+    /// Of every image, and the one that stands for none.
     classes: Vec<u32>,
+    null_class: u32,
     evaluations: u64,
 }
 
@@ -226,7 +231,7 @@ impl Editor<'_> {
             seed: self.args.seed,
             first: self.args.first,
             classes: &classes,
-            null_class: classes.first().copied().unwrap_or(0),
+            null_class: self.null_class,
             ..*request
         };
         let samples = ready.draw(&mut self.engine, &request, &mut |done, _| {
@@ -329,6 +334,25 @@ fn options(args: &EditArgs) -> Result<Options> {
     Ok(options)
 }
 
+/// Refuses guidance that has nothing to guide by.
+fn check_guidance(args: &EditArgs, model: &Model) -> Result<()> {
+    if !args.guidance.is_finite() {
+        return Err(Error::Usage("--guidance must be a finite number".into()));
+    }
+    if args.guidance == 1.0 {
+        return Ok(());
+    }
+    match model.network.class_input() {
+        Conditioning::Absent => {
+            Err(Error::Usage("--guidance: the network has no classes to guide by".into()))
+        }
+        _ if args.class.is_none() => {
+            Err(Error::Usage("--guidance leads towards a class: name it with --class".into()))
+        }
+        _ => Ok(()),
+    }
+}
+
 /// The class of every image, where the network takes one.
 fn class(args: &EditArgs, model: &Model) -> Result<Vec<u32>> {
     match (model.network.class_input(), args.class) {
@@ -370,6 +394,11 @@ pub fn run(args: EditArgs, global: &Global) -> Result<()> {
     let count = args.count.unwrap_or(given);
     check_images(args.first, count as u64)?;
     let classes = class(&args, &model)?;
+    check_guidance(&args, &model)?;
+    let null_class = match model.network.class_input() {
+        Conditioning::Row(rows) => rows as u32 - 1,
+        _ => 0,
+    };
     let setup = Setup::new(
         model.denoiser.clone(),
         model.sampled.clone(),
@@ -382,7 +411,7 @@ pub fn run(args: EditArgs, global: &Global) -> Result<()> {
         setup,
         image,
         batch: args.batch,
-        guidance: 1.0,
+        guidance: args.guidance,
         given_noise: false,
     };
     let start_std = invert::start_std(&drawing.setup)?;
@@ -394,7 +423,8 @@ pub fn run(args: EditArgs, global: &Global) -> Result<()> {
     }
     engine.set_arena(Space::Parameters, &arena)?;
     drop(arena);
-    let mut editor = Editor { args: &args, drawing, engine, arena_len, classes, evaluations: 0 };
+    let mut editor =
+        Editor { args: &args, drawing, engine, arena_len, classes, null_class, evaluations: 0 };
     let began = Instant::now();
     let mut noise = None;
     let edited = match args.method {

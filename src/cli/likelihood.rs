@@ -136,12 +136,7 @@ impl LikelihoodArgs {
             VarianceType::FixedSmall | VarianceType::FixedSmallLog => Variance::Small,
             VarianceType::FixedLarge | VarianceType::FixedLargeLog => Variance::Large,
             VarianceType::LearnedRange => Variance::LearnedRange,
-            VarianceType::Learned => {
-                return Err(Error::config(
-                    "scheduler.variance_type",
-                    "`learned` is not scored; use fixed_small, fixed_large or learned_range",
-                ));
-            }
+            VarianceType::Learned => Variance::Learned,
         };
         let clip = match model.scheduler.limit() {
             Limit::Clip { range } => Some(range),

@@ -201,6 +201,7 @@ pub fn run(mut args: SampleArgs, global: &Global) -> Result<()> {
             "images": count,
             "sampler": sampler,
             "evaluations": samples.evaluations,
+            "evaluations_by_image": samples.evaluations_by_image,
             "seconds": seconds,
             "written": written,
         }));

@@ -6,10 +6,12 @@
 //! alpha) the state y = x / sqrt(alpha^2 + sigma^2) obeys
 //! ```text
 //! dy/du = sin(phi) cos(phi) (cos(phi) eps - sin(phi) x_0)
+//!       = cos(phi) (cos(phi) y - x_0)
 //! ```
-//! for every process, and is never large. The network enters as `dy/du = A y + B
-//! p`; a [`curve`] tabulates A, B, the network's label and its input's factor over
-//! equal steps of u, linear in between.
+//! for every process, and is never large. The second form, in which eps is taken
+//! again from x_0, is the one computed, so that a limit on x_0 limits the slope. A
+//! [`curve`] tabulates x_0's factors, cos(phi), the network's label and its input's
+//! factor over equal steps of u, linear in between.
 //!
 //! A step is the stages 1 to 8 of ten (stage 0 finds the first slope, 9 ends):
 //! ```text
@@ -23,7 +25,7 @@
 //! network. Before every stage [`SamplerRk45`] writes the rows of all images for
 //! [`SamplerStep`](super::sampler_step::SamplerStep) from the base table, whose
 //! second output has its slopes' coefficients still without h, and whose stages 7
-//! and 8 are those of an accepted step. An image that has arrived is not written
+//! and 8 are those of an accepted step. Its own slope stands there as eps. An image that has arrived is not written
 //! any more.
 
 use super::Op;
@@ -65,12 +67,14 @@ pub mod curve {
     pub const LABEL: usize = 0;
     /// Factor of the argument in the network's input.
     pub const INPUT_SCALE: usize = 1;
-    /// A, the argument's factor in the slope.
-    pub const STATE: usize = 2;
-    /// B, the prediction's factor in the slope.
-    pub const PREDICTION: usize = 3;
+    /// The argument's factor in x_0.
+    pub const X0_STATE: usize = 2;
+    /// The prediction's factor in x_0.
+    pub const X0_PREDICTION: usize = 3;
+    /// cos(phi).
+    pub const COSINE: usize = 4;
     /// Columns of a row.
-    pub const COLUMNS: usize = 4;
+    pub const COLUMNS: usize = 5;
 }
 
 /// Columns of an image's control state, `[n, COLUMNS]`.
@@ -123,7 +127,7 @@ pub struct SamplerError {
 
 /// Control of every image, then its rows for this stage and the next evaluation.
 ///
-/// Inputs: 0 base table `[STAGES, 1, COLUMNS]`, 1 stage, 2 curve `[nodes, 4]`,
+/// Inputs: 0 base table `[STAGES, 1, COLUMNS]`, 1 stage, 2 curve `[nodes, 5]`,
 /// 3 error `[n]`. Outputs: 0 rows `[2, n, COLUMNS]`, 1 state `[n, 8]` in place,
 /// 2 images on their way `[1]`.
 #[derive(Clone, Copy, Debug, PartialEq)]

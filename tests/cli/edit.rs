@@ -5,7 +5,7 @@ use std::path::Path;
 use langevin::checkpoint::tensors::{self, Tensor};
 
 use crate::sample::{draw, floats, trained};
-use crate::{fail, succeed, text};
+use crate::{fail, succeed, text, tiny_train};
 
 /// Values of an 8 x 8 image.
 const LEN: usize = 64;
@@ -112,6 +112,37 @@ fn edit_completes_changes_inverts_and_recovers_images() {
 }
 
 #[test]
+fn edit_is_guided_towards_a_class() {
+    let folder = tempfile::tempdir().unwrap();
+    let run = folder.path().join("run");
+    succeed(&tiny_train(text(&run), &["--steps", "3", "--set", "model.num_class_embeds=11"]));
+    pictures(folder.path(), &run);
+    let file = |name: &str| text(&folder.path().join(name)).to_string();
+    let (one, mask, grid, out) =
+        (file("one.png"), file("mask.png"), file("grid.png"), file("out.safetensors"));
+    let image = ["--image", one.as_str()];
+    let start = ["edit", text(&run), "--out", &grid, "--steps", "3"];
+    for method in [
+        &["sdedit", "--strength", "0.7"][..],
+        &["repaint", "--mask", &mask, "--resamples", "1"],
+        &["invert"],
+    ] {
+        let mut drawn = Vec::new();
+        for more in [&["--class", "4"][..], &["--class", "4", "--guidance", "3"]] {
+            let tail = ["--tensors", &out];
+            succeed(&[&start[..], &["--method"], method, &image, more, &tail].concat());
+            drawn.push(floats(Path::new(&out), "samples").1);
+        }
+        assert_ne!(drawn[0], drawn[1], "{method:?}");
+    }
+    let refused = |more: &[&str], words: &[&str]| {
+        fail(&[&start[..], &image, &["--guidance", "3"], more].concat(), 2, words);
+    };
+    refused(&["--method", "sdedit"], &["--class"]);
+    refused(&["--method", "dps", "--class", "4", "--mask", &mask], &["dps", "--guidance"]);
+}
+
+#[test]
 fn edit_refuses_what_does_not_fit() {
     let folder = tempfile::tempdir().unwrap();
     let run = trained(folder.path());
@@ -133,6 +164,7 @@ fn edit_refuses_what_does_not_fit() {
     refused("sdedit", &["--image", &one, "--strength", "0"], 2, &["--strength"]);
     refused("sdedit", &["--image", &one, "--eta", "2"], 2, &["--eta"]);
     refused("sdedit", &["--image", &one, "--steps", "0"], 2, &["steps"]);
+    refused("sdedit", &["--image", &one, "--guidance", "2"], 2, &["no classes"]);
     refused("sdedit", &["--image", &one, "--set", "sampler.snr=0.1"], 2, &["sampler.snr", "pc"]);
     refused("dps", &["--image", &one], 2, &["--mask"]);
     refused("dps", &["--image", &one, "--operator", "downsample:3"], 2, &["divide"]);

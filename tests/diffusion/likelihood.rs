@@ -455,6 +455,61 @@ fn the_bound_of_one_point_equals_its_closed_form() {
     }
 }
 
+/// A network that knows one point and answers a variance of its own.
+struct WithVariance {
+    point: Point,
+    answer: fn(f64) -> f32,
+}
+
+impl Ask for WithVariance {
+    fn batch(&self) -> usize {
+        self.point.batch()
+    }
+
+    fn len(&self) -> usize {
+        self.point.len()
+    }
+
+    fn learns_variance(&self) -> bool {
+        true
+    }
+
+    fn ask(&mut self, question: &Question, answer: &mut Answer) -> Result<()> {
+        let len = self.len();
+        for (row, &label) in question.labels.iter().enumerate() {
+            answer.variance[row * len..][..len].fill((self.answer)(label));
+        }
+        self.point.ask(question, answer)
+    }
+}
+
+#[test]
+fn a_network_that_answers_a_variance_is_scored_with_it() {
+    let table = || Table::new(BetaSchedule::Linear.betas(60, 1e-3, 0.3)).unwrap();
+    let process: SharedProcess = Arc::new(table());
+    let options =
+        |variance| bound::Options { variance, clip: None, terms: None, levels: 17, seed: 0 };
+    let scored = |variance, answer: fn(f64) -> f32| {
+        let at = vec![-1.0, -0.5, 0.25, 1.0];
+        let point = Point { at: at.clone(), process: process.clone(), batch: 8 };
+        let mut ask = WithVariance { point, answer };
+        let denoiser = Denoiser::plain(process.clone(), Prediction::Epsilon);
+        let pairs = bound::chain(&*process, 0);
+        let images = bound::Images { x: &at, classes: &[], first: 3 };
+        let (options, watch) = (options(variance), &mut |_, _| Ok(()));
+        bound::score(&mut ask, &denoiser, &*process, &pairs, images, &options, watch)
+    };
+    // The forward step's variance: 1 - alpha_t.
+    let beta = |label: f64| (1e-3 + (0.3 - 1e-3) * label / 59.0) as f32;
+    let expected = bound_of_a_point(options(Variance::Large), 1, 8).0[0].total();
+    for found in [scored(Variance::Learned, beta), scored(Variance::LearnedRange, |_| 1.0)] {
+        let found = found.unwrap()[0].total();
+        assert!((found / expected - 1.0).abs() < 1e-5, "{found} {expected}");
+    }
+    let error = scored(Variance::Learned, |_| -0.1).unwrap_err().to_string();
+    assert!(error.contains("image 3"), "{error}");
+}
+
 #[test]
 fn a_stratified_bound_is_unbiased_and_independent_of_the_batch() {
     let all = bound::Options {

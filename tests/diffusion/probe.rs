@@ -8,12 +8,13 @@
 
 use std::sync::Arc;
 
-use langevin::diffusion::denoiser::{Denoiser, Limit, Prediction};
+use langevin::diffusion::denoiser::{Denoiser, Limit, Precondition, Prediction};
 use langevin::diffusion::process::{
     Amplitude, Cosine, Edm, Flow, Pair, SharedProcess, SubVp, Ve, Vp,
 };
 use langevin::diffusion::sampler::grid::Grid;
 use langevin::diffusion::sampler::{Churn, Coordinates, Kind, Options, Program, Setup, Stage};
+use langevin::diffusion::schedule::BetaSchedule;
 use langevin::diffusion::scheduler::{FinalSigmas, SchedulerConfig};
 
 /// N(mean, variance) in one dimension.
@@ -313,6 +314,36 @@ fn every_sampler_asks_at_the_time_of_the_state_it_shows() {
                 let expected = process.label(time);
                 let off = (stage.label - expected).abs() / expected.abs().max(1.0);
                 assert!(off < 1e-6, "{} {note} under {}: {stage:?}", kind.name(), process.name());
+            }
+        }
+    }
+}
+
+/// On a table diffusers' classes name labels, and a network with EDM's preconditioning
+/// is told its noise level all the same.
+#[test]
+fn a_preconditioned_network_is_told_its_noise_level_also_on_a_table() {
+    for schedule in [BetaSchedule::Linear, BetaSchedule::SquaredcosCapV2] {
+        let scheduler = SchedulerConfig {
+            num_train_timesteps: 60,
+            beta_schedule: schedule,
+            ..SchedulerConfig::default()
+        };
+        for correction in [false, true] {
+            for kind in Kind::ALL.into_iter().filter(|kind| *kind != Kind::OdeRk45) {
+                let process: SharedProcess = Arc::new(scheduler.table().unwrap());
+                let denoiser = Denoiser {
+                    precondition: Precondition::Edm { sigma_data: 0.5 },
+                    correction,
+                    ..Denoiser::plain(process.clone(), Prediction::Sample)
+                };
+                let options = Options { steps: Some(7), ..Options::default() };
+                let setup = Setup::new(denoiser, process, &scheduler, options).unwrap();
+                for stage in build(kind, &setup).stages.iter().filter(|stage| stage.evaluates) {
+                    let expected = -0.25 * stage.pair.half_log_snr();
+                    let off = (stage.label - expected).abs();
+                    assert!(off < 1e-9, "{} {schedule:?} {correction}: {stage:?}", kind.name());
+                }
             }
         }
     }

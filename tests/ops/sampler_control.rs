@@ -393,8 +393,15 @@ fn control_writes_every_stages_row_of_every_image() {
                 }
                 if stage < rk45::ACCEPT {
                     let u = f64::from(u) + rk45::NODES[stage] * f64::from(h);
-                    expected[column::EPS_STATE] = at(u, curve::STATE);
-                    expected[column::EPS_PREDICTION] = at(u, curve::PREDICTION);
+                    expected[column::X0_STATE] = at(u, curve::X0_STATE);
+                    expected[column::X0_PREDICTION] = at(u, curve::X0_PREDICTION);
+                    let cosine = at(u, curve::COSINE);
+                    expected[column::EPS_STATE] = cosine * cosine;
+                    expected[column::EPS_PREDICTION] = 0.0;
+                    for k in 0..2 {
+                        let c = &mut expected[column::OUTPUT + k * column::COEFFICIENTS..];
+                        c[column::OF_X0] = -cosine * c[column::OF_EPS];
+                    }
                 }
                 if stage == rk45::ACCEPT {
                     for k in 0..2 {
@@ -406,6 +413,7 @@ fn control_writes_every_stages_row_of_every_image() {
                 if stage <= rk45::ACCEPT {
                     let c = &mut expected[column::OUTPUT + column::COEFFICIENTS..];
                     c[2..7].iter_mut().for_each(|c| *c *= f64::from(h));
+                    c[column::OF_X0] *= f64::from(h);
                     c[column::OF_EPS] *= f64::from(h);
                 }
                 assert_close(&format!("row {stage}"), now, &expected, 1e-5, 1.0);

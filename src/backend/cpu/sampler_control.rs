@@ -267,8 +267,15 @@ pub fn sampler_rk45(op: &SamplerRk45, operands: Rk45Operands) {
         let (u, h) = (s[state::TIME], s[state::STEP]);
         if stage < rk45::ACCEPT {
             let u = u + NODES[stage] as f32 * h;
-            now[column::EPS_STATE] = curve_at(op, values, u, curve::STATE);
-            now[column::EPS_PREDICTION] = curve_at(op, values, u, curve::PREDICTION);
+            now[column::X0_STATE] = curve_at(op, values, u, curve::X0_STATE);
+            now[column::X0_PREDICTION] = curve_at(op, values, u, curve::X0_PREDICTION);
+            let cosine = curve_at(op, values, u, curve::COSINE);
+            now[column::EPS_STATE] = cosine * cosine;
+            now[column::EPS_PREDICTION] = 0.0;
+            for k in 0..2 {
+                let c = &mut now[column::OUTPUT + k * column::COEFFICIENTS..];
+                c[column::OF_X0] = -cosine * c[column::OF_EPS];
+            }
         }
         if stage == rk45::ACCEPT && !accepts {
             for k in 0..2 {
@@ -280,6 +287,7 @@ pub fn sampler_rk45(op: &SamplerRk45, operands: Rk45Operands) {
         if stage <= rk45::ACCEPT {
             let c = &mut now[column::OUTPUT + column::COEFFICIENTS..];
             c[slot::SLOPE[0]..MOST_SLOTS].iter_mut().for_each(|c| *c *= h);
+            c[column::OF_X0] *= h;
             c[column::OF_EPS] *= h;
         }
         let following = match stage {

@@ -32,6 +32,9 @@ pub enum Variance {
     /// Between the two by the network's second half of outputs (Nichol & Dhariwal
     /// 2021, eq. 15).
     LearnedRange,
+    /// The network's second half of outputs itself; where that is not above 0 the
+    /// bound is infinite, and scoring says so.
+    Learned,
 }
 
 /// What is estimated, and how.
@@ -150,11 +153,12 @@ pub fn score(
     let decoder = Decoder::new(options.levels)?;
     let len = ask.len();
     let (count, states) = (images.x.len() / len, pairs.len() - 1);
-    let learned = options.variance == Variance::LearnedRange;
+    let learned = matches!(options.variance, Variance::LearnedRange | Variance::Learned);
     if learned && !ask.learns_variance() {
         return Err(Error::config(
             "scheduler.variance_type",
-            "learned_range needs a network with twice as many output channels as input channels",
+            "learned and learned_range need a network with twice as many output channels as input \
+             channels",
         ));
     }
     if options.terms == Some(0) {
@@ -215,6 +219,7 @@ pub fn score(
                     Variance::Small => step.ln_small,
                     Variance::Large => step.ln_large,
                     Variance::LearnedRange => step.ln_variance(f64::from(variance[e])),
+                    Variance::Learned => f64::from(variance[e]).max(0.0).ln(),
                 };
                 let x0 = f64::from(x0[e]);
                 nats += match job.state {

@@ -8,7 +8,7 @@
 //!
 //! - [`kind`], [`options`]: the samplers there are, and what may be chosen.
 //! - [`setup`]: a network and the process it is sampled under become the path of
-//!   states that a sampler leads through, spaced by [`grid`].
+//!   states that a sampler leads through, whose places `nodes` chooses with [`grid`].
 //! - [`ancestral`], [`ddim`], [`reversal`], [`sde`], [`ode`], [`dpmpp`], [`unipc`]:
 //!   the builders. [`pc`], [`ald`], [`rk45`]: those with Langevin steps, and the one
 //!   whose steps every image chooses for itself.
@@ -20,6 +20,7 @@ pub mod ddim;
 pub mod dpmpp;
 pub mod grid;
 pub mod kind;
+mod nodes;
 pub mod ode;
 pub mod options;
 pub mod pc;

@@ -263,6 +263,8 @@ pub struct Samples {
     /// Evaluations of the network, one for each image it saw; those that fill
     /// up the last batch are not counted, guidance counts twice.
     pub evaluations: u64,
+    /// Those of every image, `[count]`.
+    pub evaluations_by_image: Vec<u64>,
 }
 
 /// A program and the loaded plan of its step.
@@ -358,10 +360,7 @@ impl Sampling<'_> {
             (0..program.slots).map_while(|j| loaded.program.plan.find(&name::slot(j))).collect();
         let (label, keys_id) = (tensor(name::LABEL)?, tensor(name::KEYS)?);
         let table = program.table(settings.guidance);
-        let mut evaluations = (program.evaluations() * copies * count) as u64;
-        if matches!(program.control, Control::Adaptive(_)) {
-            evaluations = 0;
-        }
+        let mut evaluations = vec![(program.evaluations() * copies) as u64; count];
 
         let batches = count.div_ceil(n);
         let stages = program.stages.len();
@@ -439,8 +438,11 @@ impl Sampling<'_> {
 
             if let Control::Adaptive(adaptive) = &program.control {
                 let mut report = |arrived| progress(batch * n + arrived, batches * n);
-                evaluations += copies as u64
-                    * self.run_adaptive(engine, adaptive, request, (from, here), &mut report)?;
+                let counted =
+                    self.run_adaptive(engine, adaptive, request, (from, here), &mut report)?;
+                for (evaluations, counted) in evaluations[from..].iter_mut().zip(counted) {
+                    *evaluations = copies as u64 * counted;
+                }
                 engine.get(loaded, slots[0], &mut x)?;
             }
             for (i, stage) in program.stages.iter().enumerate() {
@@ -474,7 +476,12 @@ impl Sampling<'_> {
             }
             images[from * len..][..here * len].copy_from_slice(drawn);
         }
-        Ok(Samples { images, trajectory, evaluations })
+        Ok(Samples {
+            images,
+            trajectory,
+            evaluations: evaluations.iter().sum(),
+            evaluations_by_image: evaluations,
+        })
     }
 }
 
@@ -535,7 +542,7 @@ impl Sampling<'_> {
         request: &Request,
         (from, here): (usize, usize),
         progress: &mut dyn FnMut(usize) -> Result<()>,
-    ) -> Result<u64> {
+    ) -> Result<Vec<u64>> {
         let Sampling { program, settings, loaded } = *self;
         let running = loaded.tensor(name::RUNNING)?;
         let mut left = [settings.batch as f32];
@@ -571,7 +578,7 @@ impl Sampling<'_> {
                 ),
             }));
         }
-        Ok(own().map(|s| s[control::EVALUATIONS] as u64).sum())
+        Ok(own().map(|s| s[control::EVALUATIONS] as u64).collect())
     }
 }
 
