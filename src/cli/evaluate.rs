@@ -4,7 +4,7 @@ use std::ffi::OsString;
 use std::path::{Path, PathBuf};
 
 use clap::{Args, Parser};
-use langevin::backend::cpu::Cpu;
+use langevin::backend::Precision;
 use langevin::backend::cpu::pool::Pool;
 use langevin::checkpoint::tensors::{self, nchw_to_nhwc};
 use langevin::checkpoint::{atomic, diffusers};
@@ -37,7 +37,7 @@ pub struct EvaluateArgs {
     #[arg(long, value_name = "FILE")]
     features: Option<PathBuf>,
     /// Score Inception features (FID, KID): weights of pt_inception-2015-12-05 as .safetensors,
-    /// converted as the documentation of langevin::model::inception says. Runs on the CPU
+    /// converted as the documentation of langevin::model::inception says. Always in f32
     #[arg(long, value_name = "FILE", conflicts_with = "features")]
     inception: Option<PathBuf>,
     /// Images to draw from a model; by default as many as the data, at most 2000
@@ -347,9 +347,9 @@ fn inception_features(
     global: &Global,
 ) -> Result<Features> {
     let bar = Progress::new("inception", images.shape[0] as u64, 0);
-    let cpu = Box::new(Cpu::new(global.threads));
-    let values = network
-        .features(cpu, &images.values, images.shape, &mut |done| bar.update(done as u64, what))?;
+    let backend = Global { precision: Precision::F32, ..global.clone() }.backend()?;
+    let mut progress = |done| bar.update(done as u64, what);
+    let values = network.features(backend, &images.values, images.shape, &mut progress)?;
     bar.finish();
     Features::new(what, &values, FEATURES)
 }

@@ -12,19 +12,19 @@
 //! weights vanish, and their part of the sum is passed over.
 #![allow(unsafe_code)] // Tasks write disjoint rows of one slice.
 
-use super::isa::{Isa, multiversion};
+mod distance;
+mod sum;
+
+use distance::{Distances, LANES, STRETCH, block_distances, fold};
+use sum::add_weighted;
+
+use super::isa::multiversion;
 use super::math::exp;
 use super::pointwise::Output;
 use super::pool::{Parts, Pool};
 use crate::ops::empirical::Empirical;
 use crate::plan::Mode;
 
-/// Lanes of a distance's sums, whatever the vectors' width.
-const LANES: usize = 16;
-/// Elements of a distance summed in f32.
-const STRETCH: usize = 1024;
-/// Images shorter than this are compared across images, not across elements.
-const SHORT: usize = 24;
 /// Most states that go through a chunk together.
 const STATES: usize = 16;
 /// Most images of a block.
@@ -86,8 +86,6 @@ fn exponent(difference: f64, precision: f64) -> f64 {
     if difference == 0.0 { 0.0 } else { difference * precision }
 }
 
-/// Distances from a task's states to a block of images.
-type Distances = [[f64; BLOCK]; STATES];
 /// Weights of a block of images for a task's states.
 type Weights = [[f32; BLOCK]; STATES];
 
@@ -291,224 +289,6 @@ fn insert(two: &mut [(f64, usize); 2], new: (f64, usize)) {
     }
 }
 
-/// Adds up lanes pairwise.
-#[inline(always)]
-fn fold(mut lanes: [f32; LANES]) -> f32 {
-    let mut half = LANES / 2;
-    while half > 0 {
-        for i in 0..half {
-            lanes[i] += lanes[i + half];
-        }
-        half /= 2;
-    }
-    lanes[0]
-}
-
-/// Whether the portable target fuses; in software that would cost a hundred
-/// times the product.
-const PORTABLE_FUSES: bool = cfg!(any(target_arch = "aarch64", target_feature = "fma"));
-
-#[inline(always)]
-fn fma<const FUSED: bool>(a: f32, b: f32, c: f32) -> f32 {
-    if FUSED { a.mul_add(b, c) } else { a * b + c }
-}
-
-/// Squared distances from the states x, each to its own factor times the images.
-fn block_distances(
-    isa: Isa,
-    len: usize,
-    x: &[f32],
-    signals: &[f32; STATES],
-    data: &[f32],
-    distances: &mut Distances,
-) {
-    let (states, images) = (x.len() / len, data.len() / len);
-    assert!(states <= STATES && images <= BLOCK);
-    if len < SHORT {
-        match isa {
-            Isa::Portable => short_portable(isa, len, x, signals, data, distances),
-            _ => short_fused(isa, len, x, signals, data, distances),
-        }
-        return;
-    }
-    match isa {
-        Isa::Avx512 => long_wide(isa, len, x, signals, data, distances),
-        Isa::Avx2 => long_middle(isa, len, x, signals, data, distances),
-        Isa::Portable => long_narrow(isa, len, x, signals, data, distances),
-    }
-}
-
-multiversion! {
-    fn short_fused(
-        isa: Isa, len: usize, x: &[f32], signals: &[f32; STATES], data: &[f32],
-        distances: &mut Distances,
-    ) {
-        short::<true>(len, x, signals, data, distances);
-    }
-}
-
-multiversion! {
-    fn short_portable(
-        isa: Isa, len: usize, x: &[f32], signals: &[f32; STATES], data: &[f32],
-        distances: &mut Distances,
-    ) {
-        short::<PORTABLE_FUSES>(len, x, signals, data, distances);
-    }
-}
-
-/// Sixteen images at a time, turned so that they lie along the lanes.
-#[inline(always)]
-fn short<const FUSED: bool>(
-    len: usize,
-    x: &[f32],
-    signals: &[f32; STATES],
-    data: &[f32],
-    distances: &mut Distances,
-) {
-    let mut turned = [[0f32; LANES]; SHORT];
-    for (at, group) in data.chunks(LANES * len).enumerate() {
-        for (lane, image) in group.chunks_exact(len).enumerate() {
-            for (e, &v) in image.iter().enumerate() {
-                turned[e][lane] = v;
-            }
-        }
-        for (i, x) in x.chunks_exact(len).enumerate() {
-            let mut sums = [0f32; LANES];
-            for (&x, images) in x.iter().zip(&turned) {
-                for (sum, &v) in sums.iter_mut().zip(images) {
-                    let difference = fma::<FUSED>(-signals[i], v, x);
-                    *sum = fma::<FUSED>(difference, difference, *sum);
-                }
-            }
-            let images = group.len() / len;
-            let to = &mut distances[i][at * LANES..][..images];
-            for (d, &sum) in to.iter_mut().zip(&sums) {
-                *d = f64::from(sum);
-            }
-        }
-    }
-}
-
-multiversion! {
-    /// 32 vector registers of sixteen.
-    fn long_wide(
-        isa: Isa, len: usize, x: &[f32], signals: &[f32; STATES], data: &[f32],
-        distances: &mut Distances,
-    ) {
-        long::<2, 4, true>(len, x, signals, data, distances);
-    }
-}
-
-multiversion! {
-    /// 16 vector registers of eight.
-    fn long_middle(
-        isa: Isa, len: usize, x: &[f32], signals: &[f32; STATES], data: &[f32],
-        distances: &mut Distances,
-    ) {
-        long::<2, 2, true>(len, x, signals, data, distances);
-    }
-}
-
-multiversion! {
-    /// 16 vector registers of four.
-    fn long_narrow(
-        isa: Isa, len: usize, x: &[f32], signals: &[f32; STATES], data: &[f32],
-        distances: &mut Distances,
-    ) {
-        long::<1, 2, PORTABLE_FUSES>(len, x, signals, data, distances);
-    }
-}
-
-/// Goes over the pairs in tiles of S states and J images.
-#[inline(always)]
-fn long<const S: usize, const J: usize, const FUSED: bool>(
-    len: usize,
-    x: &[f32],
-    signals: &[f32; STATES],
-    data: &[f32],
-    distances: &mut Distances,
-) {
-    let (states, images) = (x.len() / len, data.len() / len);
-    let mut i = 0;
-    while i < states {
-        let mut j = 0;
-        let whole = i + S <= states;
-        while whole && j + J <= images {
-            pairs::<S, J, FUSED>(len, &x[i * len..], &signals[i..], &data[j * len..], |a, b, d| {
-                distances[i + a][j + b] = d;
-            });
-            j += J;
-        }
-        for i in i..states.min(i + S) {
-            for j in j..images {
-                pairs::<1, 1, FUSED>(
-                    len,
-                    &x[i * len..],
-                    &signals[i..],
-                    &data[j * len..],
-                    |_, _, d| {
-                        distances[i][j] = d;
-                    },
-                );
-            }
-        }
-        i += S;
-    }
-}
-
-/// The distances of one tile. Indices, because the loops have to unroll.
-#[allow(clippy::needless_range_loop)]
-#[inline(always)]
-fn pairs<const S: usize, const J: usize, const FUSED: bool>(
-    len: usize,
-    x: &[f32],
-    signals: &[f32],
-    data: &[f32],
-    mut put: impl FnMut(usize, usize, f64),
-) {
-    assert!(x.len() >= S * len && data.len() >= J * len);
-    let signals: [f32; S] = std::array::from_fn(|i| -signals[i]);
-    let mut totals = [[0f64; J]; S];
-    for from in (0..len).step_by(STRETCH) {
-        let to = len.min(from + STRETCH);
-        let mut sums = [[[0f32; LANES]; J]; S];
-        let mut e = from;
-        while e + LANES <= to {
-            // SAFETY: e + LANES <= len, and x and data hold S and J rows of len.
-            let lanes = |rows: &[f32], row: usize| unsafe {
-                *rows.as_ptr().add(row * len + e).cast::<[f32; LANES]>()
-            };
-            for j in 0..J {
-                let image = lanes(data, j);
-                for i in 0..S {
-                    let x = lanes(x, i);
-                    for l in 0..LANES {
-                        let difference = fma::<FUSED>(signals[i], image[l], x[l]);
-                        sums[i][j][l] = fma::<FUSED>(difference, difference, sums[i][j][l]);
-                    }
-                }
-            }
-            e += LANES;
-        }
-        for i in 0..S {
-            for j in 0..J {
-                let mut lanes = sums[i][j];
-                let (x, image) = (&x[i * len + e..i * len + to], &data[j * len + e..j * len + to]);
-                for ((sum, &x), &v) in lanes.iter_mut().zip(x).zip(image) {
-                    let difference = fma::<FUSED>(signals[i], v, x);
-                    *sum = fma::<FUSED>(difference, difference, *sum);
-                }
-                totals[i][j] += f64::from(fold(lanes));
-            }
-        }
-    }
-    for (i, totals) in totals.iter().enumerate() {
-        for (j, &total) in totals.iter().enumerate() {
-            put(i, j, total);
-        }
-    }
-}
-
 multiversion! {
     /// Turns distances into weights relative to the nearest image so far, adds
     /// them up, and returns the factor that brings what was accumulated before to
@@ -538,91 +318,6 @@ multiversion! {
     fn scale(isa: Isa, row: &mut [f32], factor: f32) {
         for v in row {
             *v *= factor;
-        }
-    }
-}
-
-/// States that share the loads of an image.
-const TOGETHER: usize = 4;
-/// Elements of a state in registers.
-const WIDTH: usize = 32;
-
-/// An image of a block and its weights for some states.
-type Heavy = (usize, [f32; TOGETHER]);
-
-/// `sums[i] += sum_j weights[i][j] data[j]`, j in order, the sum over j first.
-fn add_weighted(isa: Isa, len: usize, weights: &Weights, data: &[f32], sums: &mut [f32]) {
-    for (sums, weights) in sums.chunks_mut(TOGETHER * len).zip(weights.chunks(TOGETHER)) {
-        let mut heavy: [Heavy; BLOCK] = [(0, [0.0; TOGETHER]); BLOCK];
-        let (mut count, states) = (0, sums.len() / len);
-        for (j, _) in data.chunks_exact(len).enumerate() {
-            let of_image = std::array::from_fn(|i| if i < states { weights[i][j] } else { 0.0 });
-            // Far images weigh nothing: for most noises most of them.
-            if of_image.iter().any(|&w| w != 0.0) {
-                heavy[count] = (j, of_image);
-                count += 1;
-            }
-        }
-        match isa {
-            Isa::Portable => add_portable(isa, len, &heavy[..count], data, sums),
-            _ => add_fused(isa, len, &heavy[..count], data, sums),
-        }
-    }
-}
-
-multiversion! {
-    fn add_fused(isa: Isa, len: usize, heavy: &[Heavy], data: &[f32], sums: &mut [f32]) {
-        add::<true>(len, heavy, data, sums);
-    }
-}
-
-multiversion! {
-    fn add_portable(isa: Isa, len: usize, heavy: &[Heavy], data: &[f32], sums: &mut [f32]) {
-        add::<PORTABLE_FUSES>(len, heavy, data, sums);
-    }
-}
-
-#[inline(always)]
-fn add<const FUSED: bool>(len: usize, heavy: &[Heavy], data: &[f32], sums: &mut [f32]) {
-    let mut e = 0;
-    while e + WIDTH <= len {
-        columns::<WIDTH, FUSED>(len, e, heavy, data, sums);
-        e += WIDTH;
-    }
-    while e + 8 <= len {
-        columns::<8, FUSED>(len, e, heavy, data, sums);
-        e += 8;
-    }
-    while e < len {
-        columns::<1, FUSED>(len, e, heavy, data, sums);
-        e += 1;
-    }
-}
-
-/// Elements `e .. e + N` of the sums.
-#[inline(always)]
-fn columns<const N: usize, const FUSED: bool>(
-    len: usize,
-    e: usize,
-    heavy: &[Heavy],
-    data: &[f32],
-    sums: &mut [f32],
-) {
-    assert!(e + N <= len);
-    let mut added = [[0f32; N]; TOGETHER];
-    for (j, weights) in heavy {
-        assert!((j + 1) * len <= data.len());
-        // SAFETY: inside the image, which the assertions put inside the data.
-        let image = unsafe { *data.as_ptr().add(j * len + e).cast::<[f32; N]>() };
-        for (added, &w) in added.iter_mut().zip(weights) {
-            for (added, &v) in added.iter_mut().zip(&image) {
-                *added = fma::<FUSED>(w, v, *added);
-            }
-        }
-    }
-    for (sum, added) in sums.chunks_exact_mut(len).zip(&added) {
-        for (sum, &added) in sum[e..e + N].iter_mut().zip(added) {
-            *sum += added;
         }
     }
 }
