@@ -102,6 +102,15 @@ fn counters(table: &mut Table, gpu: &Gpu) {
             let intensity = op.flops() as f64 / c.load.bytes;
             table.line(7, &what("FLOP a byte asked of L2"), intensity, AtLeast(60.0));
             table.value(4, &what("mma / PTX instructions"), c.mma / c.instructions);
+            let written = [whole.y_len(), whole.x_len(), 2 * whole.weight_len()][i];
+            let read = [whole.x_len(), whole.y_len(), whole.x_len() + whole.y_len()][i];
+            let operand = if i == 2 { 0 } else { whole.weight_len() };
+            let scratch = new(whole).workspace_bytes()[i] as f64;
+            let share = scratch / (2 * (written + read + operand)) as f64;
+            table.line(8, &what("B = 128 workspace / minimal bytes"), share, AtMost(0.1));
+            let (alone, blocks_alone) = new(op).tiles()[i];
+            let text = format!("B = 1 blocks of {}x{}", alone[0], alone[1]);
+            table.value(8, &what(&text), blocks_alone as f64);
             for (s, multiprocessors) in CHIPS.into_iter().enumerate() {
                 let waves = blocks.div_ceil(multiprocessors) * multiprocessors;
                 let rows = if i == 2 { rows } else { whole.n * rows };
@@ -134,11 +143,15 @@ fn machine_code(table: &mut Table) {
     }
     let compiled = machine::compile(machine::image("conv2d_tensor"), "80");
     for (name, body) in compiled.main_loops() {
+        let [hmma, ldsm] = ["HMMA", "LDSM"].map(|word| body.count(word) as f64);
+        let share = hmma / body.len() as f64;
+        if name.contains("_tf32_128x128") {
+            // Nothing is promised of them: a value is rounded by three instructions.
+            table.value(4, &format!("{name}: HMMA / SASS of the main loop"), share);
+        }
         if !name.contains("_bf16_128x128") {
             continue;
         }
-        let [hmma, ldsm] = ["HMMA", "LDSM"].map(|word| body.count(word) as f64);
-        let share = hmma / body.len() as f64;
         let least = if name.contains("weight") { 0.45 } else { 0.5 };
         let what = |text: &str| format!("{name}: {text}");
         table.line(4, &what("HMMA / SASS of the main loop"), share, AtLeast(least));

@@ -28,7 +28,7 @@ pub(super) use node::{
 };
 pub use standalone::{Convolution, Epilogue};
 
-/// Bytes of one row of a tile along the reduction, as in `kernels/matmul.cuh`.
+/// Bytes of one row of a tile along the reduction, as in `kernels/copies.cuh`.
 const ROW_BYTES: usize = 128;
 
 /// Multiprocessors a launch is shaped for. Only speed depends on it.

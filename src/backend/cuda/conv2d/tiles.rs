@@ -19,7 +19,7 @@ pub(super) enum Reading {
     Scattered,
 }
 
-/// Tiles in flight, as in `kernels/matmul.cuh`.
+/// Tiles in flight, as in `kernels/tiles.cuh`.
 const STAGES: usize = 2;
 
 /// A kernel, the results one of its blocks computes, and what a result costs in it
