@@ -7,7 +7,10 @@
 # e.g. examples/samplers.sh runs/digits digits samplers 1797. Needs `langevin` in the
 # PATH, or its path in LANGEVIN. OUT gets NAME.png (the first 64 images) and
 # NAME.safetensors for every row, and table.md, which is also printed. The images of
-# all samplers start from the same noise.
+# all samplers start from the same noise. examples/samplers.png, a row of 16 images for
+# each of some samplers, is made from them by
+#
+#     cargo run --release --example rows -- samplers.png 16 samplers/ddim-50.safetensors ...
 set -eu
 langevin=${LANGEVIN:-langevin}
 model=$1 data=$2 out=$3 count=${4:-1797}
