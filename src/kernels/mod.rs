@@ -1,8 +1,24 @@
 //! Single CUDA kernels on device tensors, for programs that bring their own loop.
 //!
-//! A kernel is named by the [`Plan`] method that appends its op: that method checks
-//! shapes, documents layout and equation, and is the same for every backend. Here it
-//! runs at once, on tensors that lie on the device:
+//! Every op has a function here, named as [`Op::name`] names it: outputs (written or added
+//! to), then inputs, all tensors of the caller's own.
+//! ```no_run
+//! use langevin::kernels::{Kernels, Output};
+//! use langevin::ops::pointwise::{Activate, Activation};
+//!
+//! let k = Kernels::open(0)?;
+//! let x = k.upload(&[4], &[-1.0, 0.0, 1.0, 2.0])?;
+//! let mut y = k.zeros(&[4])?;
+//! let silu = Activate { len: 4, activation: Activation::Silu };
+//! k.activate_forward(&silu, Output::write(&mut y), &x)?;
+//! assert_eq!(k.download(&y)?[1], 0.0);
+//! # Ok::<(), langevin::Error>(())
+//! ```
+//! Descriptors and operands are checked against each other before anything is launched
+//! ([`Kernels::launch`]), so that safe code cannot make a kernel leave its operands.
+//!
+//! Several ops together, with outputs allocated and gradients derived, are written as for
+//! any backend, with the methods of [`Plan`]:
 //! ```no_run
 //! use langevin::kernels::Kernels;
 //! use langevin::ops::conv2d::{ConvOptions, Padding};
@@ -18,10 +34,18 @@
 //! # Ok::<(), langevin::Error>(())
 //! ```
 //! Launches do not wait for each other's results on the host; [`Kernels::download`]
-//! does. The functions of [`backend::cpu`](crate::backend::cpu) are the same ops on
-//! slices of the host. A whole network is better run as one plan by an
-//! [`Engine`](crate::backend::Engine), which plans its memory and replays its
-//! launches as one graph.
+//! does, and a lookup, to report an index outside its table. The functions of
+//! [`backend::cpu`](crate::backend::cpu) are the same ops on slices of the host. A whole
+//! network is better run as one plan by an [`Engine`](crate::backend::Engine), which plans
+//! its memory and replays its launches as one graph.
+
+mod diffusion;
+mod elements;
+mod layers;
+#[cfg(test)]
+mod names;
+mod samplers;
+mod signature;
 
 use std::cell::RefCell;
 use std::sync::Arc;
@@ -29,7 +53,8 @@ use std::sync::Arc;
 use crate::backend::Precision;
 use crate::backend::cuda::{Call, Device, Memory, launch_node, lower};
 use crate::error::{Error, Result};
-use crate::plan::{DType, Plan, Role, Space, TensorId, Wrt};
+use crate::ops::Op;
+use crate::plan::{DType, Mode, Plan, Role, Space, TensorId, Write, Wrt};
 
 /// A tensor on a device; freed when dropped.
 #[derive(Debug)]
@@ -48,6 +73,25 @@ impl DeviceTensor {
     /// Element type.
     pub fn dtype(&self) -> DType {
         self.dtype
+    }
+}
+
+/// A tensor that an op writes.
+#[derive(Debug)]
+pub struct Output<'a> {
+    tensor: &'a mut DeviceTensor,
+    mode: Mode,
+}
+
+impl<'a> Output<'a> {
+    /// Overwritten, or changed in place by ops that do so.
+    pub fn write(tensor: &'a mut DeviceTensor) -> Self {
+        Output { tensor, mode: Mode::Write }
+    }
+
+    /// Added to.
+    pub fn add(tensor: &'a mut DeviceTensor) -> Self {
+        Output { tensor, mode: Mode::Add }
     }
 }
 
@@ -95,11 +139,12 @@ impl Kernels {
         len: usize,
         bytes: &[u8],
     ) -> Result<DeviceTensor> {
-        if shape.iter().product::<usize>() != len {
+        let wanted = shape.iter().try_fold(1usize, |product, &axis| product.checked_mul(axis));
+        if shape.is_empty() || wanted != Some(len) {
             return Err(Error::Shape {
                 op: "upload",
                 tensor: "values".into(),
-                expected: format!("as many values as {shape:?} has elements"),
+                expected: format!("axes, and as many values as {shape:?} has elements"),
                 found: vec![len],
             });
         }
@@ -108,13 +153,27 @@ impl Kernels {
         Ok(tensor)
     }
 
+    /// Copies bytes (image data) to the device.
+    pub fn upload_u8(&self, shape: &[usize], values: &[u8]) -> Result<DeviceTensor> {
+        self.upload_bytes(shape, DType::U8, values.len(), values)
+    }
+
+    /// Zeros of any element type.
+    pub fn zeros_of(&self, shape: &[usize], dtype: DType) -> Result<DeviceTensor> {
+        self.allocate(shape, dtype)
+    }
+
     /// Zeros, f32.
     pub fn zeros(&self, shape: &[usize]) -> Result<DeviceTensor> {
         self.allocate(shape, DType::F32)
     }
 
     fn allocate(&self, shape: &[usize], dtype: DType) -> Result<DeviceTensor> {
-        let bytes = shape.iter().product::<usize>() * dtype.bytes();
+        let axes = shape.iter().try_fold(dtype.bytes(), |product, &axis| product.checked_mul(axis));
+        let Some(bytes) = axes.filter(|_| !shape.is_empty()) else {
+            let problem = format!("{shape:?} is not the shape of a tensor");
+            return Err(Error::Usage(problem));
+        };
         let memory = self.device.allocate(bytes, "a tensor")?;
         Ok(DeviceTensor { memory, shape: shape.to_vec(), dtype })
     }
@@ -142,9 +201,13 @@ impl Kernels {
         let mut plan = Plan::new();
         let mut bound = Bound::new(&mut plan, inputs);
         let y = build(&mut plan, &bound.ids())?;
-        let made = self.allocate(plan.shape(y), plan.tensor(y).dtype)?;
+        let made = match plan.tensors.get(y.index()) {
+            Some(t) if t.space == Space::Activations => self.allocate(&t.shape, t.dtype)?,
+            _ => return Err(Error::Usage("run: the result is not what an op writes".into())),
+        };
         bound.bind(&mut plan, y, &made);
         self.execute(plan, &bound)?;
+        drop(bound);
         Ok(made)
     }
 
@@ -167,17 +230,18 @@ impl Kernels {
         let wanted = of.iter().copied().filter(|&t| plan.tensor(t).dtype == DType::F32);
         let wanted: Vec<TensorId> = wanted.collect();
         plan.derive(&[(y, Some(d_y))], Wrt::Tensors(wanted))?;
+        let gradients: Vec<Option<TensorId>> = of.iter().map(|&t| plan.gradient(t)).collect();
         let mut made = Vec::new();
-        for &input in of {
-            let Some(d) = plan.gradient(input) else {
-                made.push(None);
-                continue;
-            };
-            let tensor = self.allocate(plan.shape(d), DType::F32)?;
-            bound.bind(&mut plan, d, &tensor);
-            made.push(Some(tensor));
+        for d in &gradients {
+            made.push(d.map(|d| self.allocate(plan.shape(d), DType::F32)).transpose()?);
+        }
+        for (d, tensor) in gradients.iter().zip(&made) {
+            if let (Some(d), Some(tensor)) = (d, tensor) {
+                bound.bind(&mut plan, *d, tensor);
+            }
         }
         self.execute(plan, &bound)?;
+        drop(bound);
         Ok(made)
     }
 
@@ -206,7 +270,41 @@ impl Kernels {
         self.execute(plan, &bound)
     }
 
+    /// Launches one op: operands by position, as its descriptor documents them. What does not
+    /// agree with the descriptor in length or element type is refused.
+    ///
+    /// # Errors
+    /// Operands that do not fit, ops without a kernel, failures of the driver.
+    pub fn launch(
+        &self,
+        op: Op,
+        outputs: Vec<Option<Output>>,
+        inputs: &[Option<&DeviceTensor>],
+    ) -> Result<()> {
+        let mut plan = Plan::new();
+        let given: Vec<&DeviceTensor> = inputs.iter().flatten().copied().collect();
+        let modes: Vec<Option<Mode>> = outputs.iter().map(|o| o.as_ref().map(|o| o.mode)).collect();
+        let written: Vec<&DeviceTensor> =
+            outputs.into_iter().flatten().map(|o| &*o.tensor).collect();
+        let bound = Bound::new(&mut plan, &[given, written].concat());
+        let mut ids = bound.ids().into_iter();
+        let mut next = || ids.next().expect("an id for each operand");
+        let inputs = inputs.iter().map(|input| input.map(|_| next())).collect();
+        let outputs = modes.iter().map(|m| m.map(|mode| Write { tensor: next(), mode })).collect();
+        plan.push(op, inputs, outputs);
+        self.execute(plan, &bound)
+    }
+
     fn execute(&self, plan: Plan, bound: &Bound) -> Result<()> {
+        // Whatever built the plan: ops touch their operands alone, and operands are these
+        // tensors or intermediate results.
+        bound.check(&plan)?;
+        plan.nodes.iter().try_for_each(|node| signature::check(&plan, node))?;
+        let lookup = plan.nodes.iter().rev().find_map(|node| match &node.op {
+            Op::Lookup(op) => Some((op.rows, node.input(1))),
+            Op::LookupBackward(op) => Some((op.rows, node.input(0))),
+            _ => None,
+        });
         let program = lower(plan, Precision::F32)?;
         let needed = program.memory.activation_bytes;
         let mut scratch = self.scratch.borrow_mut();
@@ -216,19 +314,42 @@ impl Kernels {
         }
         let arena = scratch.as_ref().map_or((0, 0), |m| (m.address(), m.bytes()));
         let bad_index = self.bad_index.address() as *mut u32;
+        let addresses = bound.addresses();
         for node in &program.plan.nodes {
-            let call = Call::bound(&self.device, &program, node, arena, &bound.0, bad_index);
+            let call = Call::bound(&self.device, &program, node, arena, &addresses, bad_index);
             launch_node(&call)?;
         }
-        Ok(())
+        lookup.map_or(Ok(()), |(rows, index)| self.check_lookup(rows, index, bound))
+    }
+
+    /// Reports an index outside a table of `rows`.
+    fn check_lookup(&self, rows: usize, index: TensorId, bound: &Bound) -> Result<()> {
+        let mut word = [0; 4];
+        self.device.download(&self.bad_index, 0, &mut word)?;
+        let found = u32::from_le_bytes(word) as usize;
+        if found == 0 {
+            return Ok(());
+        }
+        self.device.upload(&self.bad_index, 0, &[0; 4])?;
+        let image = found - 1;
+        let class = match bound.tensor(index) {
+            Some(tensor) => {
+                self.device.download(&tensor.memory, 4 * image, &mut word)?;
+                format!("class {}", u32::from_le_bytes(word))
+            }
+            None => "the class".into(),
+        };
+        Err(Error::Usage(format!(
+            "{class} of image {image} is out of range: the table has rows 0..{rows}"
+        )))
     }
 }
 
 /// Tensors of a plan that lie in memory of their own.
-struct Bound(Vec<(TensorId, u64)>);
+struct Bound<'a>(Vec<(TensorId, &'a DeviceTensor)>);
 
-impl Bound {
-    fn new(plan: &mut Plan, tensors: &[&DeviceTensor]) -> Self {
+impl<'a> Bound<'a> {
+    fn new(plan: &mut Plan, tensors: &[&'a DeviceTensor]) -> Self {
         let mut bound = Bound(Vec::new());
         for (i, tensor) in tensors.iter().enumerate() {
             let name = format!("operand_{i}");
@@ -238,16 +359,41 @@ impl Bound {
         bound
     }
 
-    fn bind(&mut self, plan: &mut Plan, id: TensorId, tensor: &DeviceTensor) {
+    fn bind(&mut self, plan: &mut Plan, id: TensorId, tensor: &'a DeviceTensor) {
         // Outside the activations, so that the memory plan gives it no room and no
         // copy of it is taken for the tensor itself.
         let planned = &mut plan.tensors[id.index()];
-        assert_eq!((&planned.shape, planned.dtype), (&tensor.shape, tensor.dtype));
         (planned.space, planned.offset, planned.role) = (Space::Parameters, Some(0), Role::State);
-        self.0.push((id, tensor.memory.address()));
+        self.0.push((id, tensor));
+    }
+
+    /// Every tensor of the plan is one of these, as it was bound, or an activation.
+    fn check(&self, plan: &Plan) -> Result<()> {
+        for (i, planned) in plan.tensors.iter().enumerate() {
+            let holds = match self.tensor(TensorId(i as u32)) {
+                Some(t) => {
+                    planned.space == Space::Parameters
+                        && (&planned.shape, planned.dtype) == (&t.shape, t.dtype)
+                }
+                None => planned.space == Space::Activations,
+            };
+            if !holds {
+                let problem = format!("`{}` is neither an operand nor made by an op", planned.name);
+                return Err(Error::Usage(problem));
+            }
+        }
+        Ok(())
+    }
+
+    fn tensor(&self, id: TensorId) -> Option<&'a DeviceTensor> {
+        self.0.iter().find(|(bound, _)| *bound == id).map(|(_, tensor)| *tensor)
     }
 
     fn ids(&self) -> Vec<TensorId> {
         self.0.iter().map(|(id, _)| *id).collect()
+    }
+
+    fn addresses(&self) -> Vec<(TensorId, u64)> {
+        self.0.iter().map(|(id, tensor)| (*id, tensor.memory.address())).collect()
     }
 }

@@ -34,6 +34,12 @@ pub struct Pooling {
 }
 
 impl Pooling {
+    /// Whether every window has a pixel inside the image: it is larger than the padding.
+    pub fn fits(&self) -> bool {
+        let axis = |len: usize, k: usize| self.padding < k && k <= len + 2 * self.padding;
+        self.stride > 0 && axis(self.h, self.kernel[0]) && axis(self.w, self.kernel[1])
+    }
+
     /// Height and width of the output.
     pub fn output_size(&self) -> [usize; 2] {
         let axis = |len: usize, kernel: usize| (len + 2 * self.padding - kernel) / self.stride + 1;
@@ -65,9 +71,8 @@ impl Plan {
         reduction: Reduction,
     ) -> Result<TensorId> {
         let [n, h, w, c] = self.image_shape("pooling", x)?;
-        // A window has a pixel inside where the padding is narrower than it.
-        let fits = |len: usize, k: usize| padding < k && k <= len + 2 * padding;
-        if stride == 0 || !fits(h, kernel[0]) || !fits(w, kernel[1]) {
+        let op = Pooling { n, h, w, c, kernel, stride, padding, reduction };
+        if !op.fits() {
             return Err(Error::Shape {
                 op: "pooling",
                 tensor: self.tensor(x).name.clone(),
@@ -78,7 +83,6 @@ impl Plan {
                 found: vec![n, h, w, c],
             });
         }
-        let op = Pooling { n, h, w, c, kernel, stride, padding, reduction };
         let [oh, ow] = op.output_size();
         let y = self.transient(self.derived_name(x, "pooled"), &[n, oh, ow, c]);
         self.push_forward(Op::Pooling(op), &[Some(x)], &[y]);

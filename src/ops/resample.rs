@@ -60,6 +60,21 @@ pub struct Resample {
 }
 
 impl Resample {
+    /// Whether the image is large enough for the method, and the method has a meaning.
+    pub fn fits(&self) -> bool {
+        let side = self.h.min(self.w);
+        match self.method {
+            Method::Nearest { factor } => factor > 0,
+            Method::AveragePool { factor } => factor > 0 && side >= factor,
+            Method::Fir { up, down, pad, edge, taps } => {
+                up > 0
+                    && down > 0
+                    && side * up + pad[0] + pad[1] >= taps.len()
+                    && (edge == Edge::Zero || side > (pad[0] / up).max(pad[1].div_ceil(up)))
+            }
+        }
+    }
+
     /// Height and width of the output.
     pub fn output_size(&self) -> [usize; 2] {
         [self.h, self.w].map(|s| match self.method {
@@ -84,15 +99,7 @@ impl Plan {
     pub fn resample(&mut self, x: TensorId, method: Method) -> Result<TensorId> {
         let [n, h, w, c] = self.image_shape("resample", x)?;
         let op = Resample { n, h, w, c, method };
-        let small = match method {
-            Method::Nearest { .. } => false,
-            Method::AveragePool { factor } => h < factor || w < factor,
-            Method::Fir { up, pad, edge, taps, .. } => {
-                h.min(w) * up + pad[0] + pad[1] < taps.len()
-                    || (edge == Edge::Reflect && h.min(w) <= (pad[0] / up).max(pad[1].div_ceil(up)))
-            }
-        };
-        if small {
+        if !op.fits() {
             return Err(Error::Shape {
                 op: "resample",
                 tensor: self.tensor(x).name.clone(),

@@ -5,9 +5,15 @@
 use langevin::Error;
 use langevin::backend::cpu::Cpu;
 use langevin::backend::{Arenas, Backend};
-use langevin::kernels::Kernels;
-use langevin::ops::conv2d::{ConvOptions, Padding};
-use langevin::plan::{DType, Mode, Plan, Role, TensorId};
+use langevin::kernels::{DeviceTensor, Kernels, Output};
+use langevin::ops::Op;
+use langevin::ops::conv2d::{Conv2d, ConvOptions, Padding};
+use langevin::ops::embedding::Lookup;
+use langevin::ops::linear::Linear;
+use langevin::ops::norm::{Domain, Norm};
+use langevin::ops::pointwise::Scale;
+use langevin::ops::sampler_step::{SamplerStep, column};
+use langevin::plan::{DType, Mode, Plan, Role, Space, TensorId, Write};
 use langevin::random::{Purpose, fill_normal, image_keys};
 
 use crate::gpu;
@@ -101,4 +107,161 @@ fn shapes_that_do_not_fit_are_refused() {
     let w = k.zeros(&[4, 5]).expect("memory");
     let error = k.run(&[&x, &w], |p, t| p.linear(t[0], t[1], None)).unwrap_err();
     assert!(matches!(error, Error::Shape { op: "linear", .. }), "{error}");
+}
+
+#[test]
+fn functions_write_and_add_what_the_derived_gradient_holds() {
+    let k = kernels();
+    let op = Linear { rows: 3, c_in: 5, c_out: 4 };
+    let (x, w, d_y) = (normals(3, 15), normals(4, 20), normals(5, 12));
+    let x = k.upload(&[3, 5], &x).expect("upload");
+    let w = k.upload(&[4, 5], &w).expect("upload");
+    let d_y = k.upload(&[3, 4], &d_y).expect("upload");
+    let expected = k.gradients(&[&x, &w], &d_y, |p, t| p.linear(t[0], t[1], None)).expect("runs");
+    let mut d_x = k.zeros(&[3, 5]).expect("memory");
+    let mut d_w = k.zeros(&[4, 5]).expect("memory");
+    k.linear_backward_data(&op, Output::write(&mut d_x), &d_y, &w).expect("runs");
+    for _ in 0..2 {
+        let d_w = Some(Output::add(&mut d_w));
+        k.linear_backward_weight(&op, d_w, None, &x, &d_y).expect("runs");
+    }
+    let of = |t: &DeviceTensor| k.download(t).expect("download");
+    assert_close(&of(&d_x), &of(expected[0].as_ref().expect("a gradient")));
+    let once = of(expected[1].as_ref().expect("a gradient"));
+    assert_close(&of(&d_w), &once.iter().map(|d| 2.0 * d).collect::<Vec<_>>());
+}
+
+#[test]
+fn descriptors_that_their_operands_do_not_follow_are_refused() {
+    let k = kernels();
+    let x = k.zeros(&[4]).expect("memory");
+    let mut y = k.zeros(&[4]).expect("memory");
+    let long = Scale { len: 1 << 40, scale: 1.0, offset: 0.0 };
+    let refused = |result: langevin::Result<()>, words: &str| {
+        let error = result.expect_err("must be refused").to_string();
+        assert!(error.contains(words), "`{words}` in {error}");
+    };
+    refused(k.scale(&long, Output::write(&mut y), &x), "values of");
+    let index = k.upload_u32(&[4], &[0; 4]).expect("upload");
+    let op = Scale { len: 4, scale: 1.0, offset: 0.0 };
+    refused(k.scale(&op, Output::write(&mut y), &index), "U32");
+    refused(k.launch(Op::Scale(op), vec![], &[Some(&x)]), "output 0 is missing");
+    let huge = Padding { top: usize::MAX, ..Padding::default() };
+    let options = ConvOptions { padding: huge, ..ConvOptions::default() };
+    let conv = Conv2d { n: 1, h: 1, w: 1, c_in: 2, c_out: 2, kernel: [1, 1], options };
+    refused(k.conv2d_forward(&conv, Output::write(&mut y), &x, &x, None), "positions");
+    let none = Conv2d { kernel: [0, 1], options: ConvOptions::default(), ..conv };
+    refused(k.conv2d_forward(&none, Output::write(&mut y), &x, &x, None), "at least 1");
+    let groups = Norm {
+        n: 1,
+        spatial: 1,
+        channels: 4,
+        domain: Domain::Group(0),
+        eps: 1e-5,
+        activation: None,
+    };
+    let [mut mean, mut rstd] = [(); 2].map(|()| k.zeros(&[1]).expect("memory"));
+    let (mean, rstd) = (Output::write(&mut mean), Output::write(&mut rstd));
+    let result = k.norm_forward(&groups, Output::write(&mut y), mean, rstd, &x, None, None, None);
+    refused(result, "groups divide");
+
+    // The same where a plan is built by hand.
+    let write = |tensor| vec![Some(Write { tensor, mode: Mode::Write })];
+    let result = k.run(&[&x], |plan, t| {
+        let y = plan.transient("y", &[4]);
+        plan.push(Op::Scale(long), vec![Some(t[0])], write(y));
+        Ok(y)
+    });
+    refused(result.map(drop), "values of");
+    let result = k.run(&[&x], |plan, t| {
+        plan.tensors[t[0].index()].shape = vec![8];
+        Ok(plan.scale(t[0], 1.0, 0.0))
+    });
+    refused(result.map(drop), "operand_0");
+    refused(k.run(&[&x], |_, t| Ok(t[0])).map(drop), "not what an op writes");
+    refused(k.run(&[&x], |_, _| Ok(TensorId(99))).map(drop), "not what an op writes");
+    let whole = |plan: &mut Plan| plan.whole("gradients", Space::Gradients, 4);
+    let result = k.run(&[&x], |plan, _| {
+        let all = whole(plan);
+        Ok(plan.scale(all, 1.0, 0.0))
+    });
+    refused(result.map(drop), "neither an operand");
+    assert!(k.upload(&[], &[1.0]).is_err() && k.zeros(&[usize::MAX, 2]).is_err());
+}
+
+#[test]
+fn a_class_outside_its_table_is_named_with_its_value() {
+    let k = kernels();
+    let op = Lookup { n: 3, rows: 4, dim: 2 };
+    let table = k.zeros(&[4, 2]).expect("memory");
+    let mut y = k.zeros(&[3, 2]).expect("memory");
+    let index = k.upload_u32(&[3], &[3, 12, 0]).expect("upload");
+    let error = k.lookup_forward(&op, Output::write(&mut y), &table, &index).unwrap_err();
+    let said = error.to_string();
+    assert!(said.contains("class 12 of image 1") && said.contains("0..4"), "{said}");
+    let index = k.upload_u32(&[3], &[3, 2, 0]).expect("upload");
+    k.lookup_forward(&op, Output::write(&mut y), &table, &index).expect("reported once");
+}
+
+#[test]
+fn a_sampler_stays_inside_its_slots_whatever_its_row_says() {
+    let k = kernels();
+    let op = SamplerStep {
+        n: 1,
+        spatial: 4,
+        channels: 1,
+        prediction_channels: 1,
+        slots: 1,
+        stages: 1,
+        per_image: false,
+        guided: false,
+        label_is_index: false,
+    };
+    let mut row = [0f32; column::COLUMNS];
+    (row[column::INPUT_SLOT], row[column::TARGET]) = (5.0, 6.0);
+    row[column::TARGET + 1] = column::LEARNED;
+    row[column::OUTPUT + column::OF_NOISE] = 1.0;
+    let table = k.upload(&[1, 1, column::COLUMNS], &row).expect("upload");
+    let prediction = k.zeros(&[1, 4, 1]).expect("memory");
+    let (stage, keys) = (k.upload_u32(&[1], &[900]), k.upload_u32(&[1, 4], &[1, 2, 3, 4]));
+    let (stage, keys) = (stage.expect("upload"), keys.expect("upload"));
+    let mut label = k.zeros(&[1]).expect("memory");
+    let mut slots = [k.zeros(&[1, 4, 1]).expect("memory")];
+    let label = Output::write(&mut label);
+    let operands = (Some(&stage), &keys);
+    k.sampler_step(
+        &op,
+        label,
+        None,
+        &mut slots,
+        None,
+        None,
+        &prediction,
+        &table,
+        operands.0,
+        operands.1,
+        None,
+        None,
+    )
+    .expect("runs");
+    let mut expected = [0f32; 4];
+    fill_normal([1, 2, 3, 4], Purpose::SampleStep, 0, 0, &mut expected);
+    assert_eq!(k.download(&slots[0]).expect("no finding"), expected);
+}
+
+#[test]
+fn the_example_of_a_foreign_program_runs() {
+    let Some(driver) = crate::driver() else { return };
+    let test = std::env::current_exe().expect("path of the test");
+    let profile = test.parent().and_then(|deps| deps.parent()).expect("the profile's folder");
+    let example = profile.join("examples/kernels");
+    if !example.exists() {
+        eprintln!("SKIPPED: cargo test builds {} without a filter alone", example.display());
+        return;
+    }
+    let mut command = std::process::Command::new(example);
+    let output = command.env("LD_LIBRARY_PATH", driver.path()).output().expect("it starts");
+    let said = String::from_utf8_lossy(&output.stdout);
+    assert!(output.status.success(), "{said}{}", crate::errors_of(&output));
+    assert!(said.contains("d_filter [16, 3, 3, 3]"), "{said}");
 }
