@@ -303,12 +303,8 @@ impl Device {
     /// The machine code for this card, or the PTX where there is none or the driver
     /// refuses it.
     fn load(&self, image: &Image) -> Result<Arc<CudaModule>> {
-        let (major, minor) = self.shared.capability;
-        // Code runs on the minor versions from its own on.
-        let fits = |arch: u32| arch as i32 / 10 == major && arch as i32 % 10 <= minor;
-        let best =
-            image.cubins.iter().filter(|(arch, _)| fits(*arch)).max_by_key(|(arch, _)| *arch);
-        if let Some((_, cubin)) = best {
+        let best = best_cubin(image.cubins, self.shared.capability);
+        if let Some(cubin) = best {
             match self.context.load_module(Ptx::from_binary(cubin.to_vec())) {
                 Ok(module) => return Ok(module),
                 Err(DriverError(sys::cudaError_enum::CUDA_ERROR_NO_BINARY_FOR_GPU)) => {}
@@ -320,6 +316,14 @@ impl Device {
             device_error(self.shared.ordinal, say(&what, e))
         })
     }
+}
+
+/// The machine code that a card of this capability runs best: code runs on the minor
+/// versions from its own on.
+fn best_cubin<'a>(cubins: &[(u32, &'a [u8])], (major, minor): (i32, i32)) -> Option<&'a [u8]> {
+    let fits = |arch: u32| arch as i32 / 10 == major && arch as i32 % 10 <= minor;
+    let best = cubins.iter().filter(|(arch, _)| fits(*arch)).max_by_key(|(arch, _)| *arch);
+    best.map(|(_, cubin)| *cubin)
 }
 
 impl std::fmt::Debug for Device {
@@ -341,5 +345,29 @@ pub(super) fn say(what: &str, e: DriverError) -> String {
     match text {
         Ok(text) => format!("{what}: {name}, {text}"),
         Err(_) => format!("{what}: {name}"),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::best_cubin;
+
+    #[test]
+    fn a_card_gets_the_newest_code_of_its_own_generation_or_none() {
+        let cubins: [(u32, &[u8]); 6] =
+            [(80, b"80"), (86, b"86"), (89, b"89"), (90, b"90"), (100, b"100"), (120, b"120")];
+        let of = |capability| best_cubin(&cubins, capability);
+        assert_eq!(of((8, 0)), Some(&b"80"[..]));
+        assert_eq!(of((8, 6)), Some(&b"86"[..]));
+        // An Orin runs what an A10 does.
+        assert_eq!(of((8, 7)), Some(&b"86"[..]));
+        assert_eq!(of((8, 9)), Some(&b"89"[..]));
+        assert_eq!(of((9, 0)), Some(&b"90"[..]));
+        assert_eq!(of((10, 3)), Some(&b"100"[..]));
+        assert_eq!(of((12, 0)), Some(&b"120"[..]));
+        // Generations that nothing was compiled for take the PTX.
+        assert_eq!(of((11, 0)), None);
+        assert_eq!(of((7, 5)), None);
+        assert_eq!(best_cubin(&[], (8, 0)), None);
     }
 }
