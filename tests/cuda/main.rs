@@ -30,12 +30,17 @@ const TINY: [&str; 9] = [
     "sample.count=2",
 ];
 
-/// A folder in which the software GPU goes by the driver's name; none, said aloud,
-/// where the kernels are not built in.
+/// A folder in which the software GPU goes by the driver's name (an empty one where the
+/// tests are to run on the system's driver); none, said aloud, where the kernels are not
+/// built in.
 fn driver() -> Option<tempfile::TempDir> {
     if let Err(reason) = langevin::backend::cuda::built() {
         eprintln!("SKIPPED: the CUDA kernels are not built in: {reason}");
         return None;
+    }
+    let folder = tempfile::tempdir().expect("a folder");
+    if gpu::is_system() {
+        return Some(folder);
     }
     let test = std::env::current_exe().expect("path of the test");
     let deps = test.parent().expect("its folder");
@@ -44,18 +49,28 @@ fn driver() -> Option<tempfile::TempDir> {
         .map(|folder| folder.join("libsoftgpu.so"))
         .find(|path| path.exists())
         .expect("libsoftgpu.so beside the test");
-    let folder = tempfile::tempdir().expect("a folder");
     for name in ["libcuda.so", "libcuda.so.1"] {
         std::os::unix::fs::symlink(&library, folder.path().join(name)).expect("a link");
     }
     Some(folder)
 }
 
+/// Where the loader looks first.
+fn library_path(driver: &Path) -> std::ffi::OsString {
+    let mut folders = vec![driver.to_path_buf()];
+    if gpu::is_system()
+        && let Some(inherited) = std::env::var_os("LD_LIBRARY_PATH")
+    {
+        folders.extend(std::env::split_paths(&inherited));
+    }
+    std::env::join_paths(folders).expect("folders without a colon")
+}
+
 /// Runs the program on that driver.
 fn langevin(driver: &Path, arguments: &[&str], environment: &[(&str, &str)]) -> Output {
     Command::new(env!("CARGO_BIN_EXE_langevin"))
         .args(arguments)
-        .env("LD_LIBRARY_PATH", driver)
+        .env("LD_LIBRARY_PATH", library_path(driver))
         .envs(environment.iter().copied())
         .output()
         .expect("the program starts")

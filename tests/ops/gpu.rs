@@ -1,9 +1,17 @@
 //! The CUDA backend for tests: on the software GPU (tests/softgpu), which stands in
 //! for the driver in this process. Nothing in the library knows.
+//!
+//! With `LANGEVIN_TEST_CUDA=system` (`tests/run --gpu`) it is the system's driver, a
+//! card's; schedule seeds then mean nothing and are left alone.
 #![allow(unsafe_code)] // Loads a library.
 
 /// Orders in which the software GPU runs blocks and interleaves warps.
 pub const SEEDS: u64 = 5;
+
+/// Whether the tests are to run on the system's driver.
+pub fn is_system() -> bool {
+    std::env::var("LANGEVIN_TEST_CUDA").is_ok_and(|v| v == "system")
+}
 
 #[cfg(langevin_cuda)]
 pub use with_kernels::*;
@@ -16,6 +24,8 @@ mod with_kernels {
     use langevin::backend::cuda::{Cuda, Device};
     use langevin::backend::{Backend, Precision};
     use libloading::os::unix::{Library, RTLD_GLOBAL, RTLD_NOW};
+
+    use super::is_system;
 
     /// The stand-in driver, which `cargo test` builds beside the tests.
     fn driver() -> &'static Library {
@@ -37,6 +47,9 @@ mod with_kernels {
     pub fn device() -> Option<Arc<Device>> {
         static DEVICE: OnceLock<Arc<Device>> = OnceLock::new();
         let device = DEVICE.get_or_init(|| {
+            if is_system() {
+                return Device::open(0).expect("the system's driver");
+            }
             driver();
             let device = Device::open(0).expect("the software GPU");
             assert!(device.name().contains("softgpu"), "not a real device: {}", device.name());
@@ -59,6 +72,9 @@ mod with_kernels {
 
     /// Sets the order of blocks and warps for what follows.
     pub fn set_seed(seed: u64) {
+        if is_system() {
+            return;
+        }
         // SAFETY: the library exports it with this type.
         let set = unsafe { driver().get::<extern "C" fn(u64)>(b"softgpu_set_seed\0") };
         set.expect("softgpu_set_seed")(seed);
