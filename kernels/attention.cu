@@ -141,16 +141,16 @@ template <int D, int B> INLINE void forward(const Attention &p) {
     Head head(p);
     int tx = threadIdx.x % 8, mine = threadIdx.x / 8 * 2;
     Len from = (Len)blockIdx.x * B;
-    fill<D, B>(q, p.q + head.q, head.row, p.head_dim, from, p.s_q);
+    fill<D, B>(q, (const float *)p.q + head.q, head.row, p.head_dim, from, p.s_q);
     float largest[2] = {-INFINITY, -INFINITY}, sum[2] = {0.0f, 0.0f}, o[2][T::CHANNELS] = {};
     for (Len first = 0; first < p.s_kv; first += B) {
         __syncthreads();
-        fill<D, B>(kv, p.k + head.kv, head.row, p.head_dim, first, p.s_kv);
+        fill<D, B>(kv, (const float *)p.k + head.kv, head.row, p.head_dim, first, p.s_kv);
         __syncthreads();
         float s[2][T::COLUMNS];
         products<D, B>(q + mine * T::ROW, kv + tx * T::ROW, s);
         __syncthreads();
-        fill<D, B>(kv, p.v + head.kv, head.row, p.head_dim, first, p.s_kv);
+        fill<D, B>(kv, (const float *)p.v + head.kv, head.row, p.head_dim, first, p.s_kv);
 #pragma unroll
         for (int i = 0; i < 2; i++) {
             float most = largest[i], total = 0.0f;
@@ -179,7 +179,7 @@ template <int D, int B> INLINE void forward(const Attention &p) {
     for (int i = 0; i < 2; i++) {
         Len query = from + mine + i;
         if (query >= p.s_q) continue;
-        deliver<D>(p.o + head.q, head.row, p.head_dim, query, o[i], 1.0f / sum[i], false);
+        deliver<D>((float *)p.o + head.q, head.row, p.head_dim, query, o[i], 1.0f / sum[i], false);
         if (tx == 0) p.lse[head.queries + query] = largest[i] + logf(sum[i]);
     }
 }
@@ -198,8 +198,9 @@ ENTRY(attention_backward_delta_f32, AttentionBackward, 256) {
     Len query = (Len)blockIdx.x * 8 + threadIdx.x / 32;
     if (query >= p.s_q) return;
     Len at = head.q + query * head.row;
+    const float *o = (const float *)p.o + at, *d_o = (const float *)p.d_o + at;
     float sum = 0.0f;
-    for (int d = threadIdx.x % 32; d < p.head_dim; d += 32) sum = fmaf(p.d_o[at + d], p.o[at + d], sum);
+    for (int d = threadIdx.x % 32; d < p.head_dim; d += 32) sum = fmaf(d_o[d], o[d], sum);
 #pragma unroll
     for (int d = 16; d > 0; d >>= 1) sum += __shfl_xor_sync(0xffffffffu, sum, d);
     if (threadIdx.x % 32 == 0) p.delta[head.queries + query] = sum;
@@ -223,8 +224,8 @@ template <int D, int B> INLINE void backward_query(const AttentionBackward &p) {
     Head head(p);
     int tx = threadIdx.x % 8, mine = threadIdx.x / 8 * 2;
     Len from = (Len)blockIdx.x * B;
-    fill<D, B>(q, p.q + head.q, head.row, p.head_dim, from, p.s_q);
-    fill<D, B>(d_o, p.d_o + head.q, head.row, p.head_dim, from, p.s_q);
+    fill<D, B>(q, (const float *)p.q + head.q, head.row, p.head_dim, from, p.s_q);
+    fill<D, B>(d_o, (const float *)p.d_o + head.q, head.row, p.head_dim, from, p.s_q);
     float lse[2], delta[2], d_q[2][T::CHANNELS] = {};
 #pragma unroll
     for (int i = 0; i < 2; i++) {
@@ -234,8 +235,8 @@ template <int D, int B> INLINE void backward_query(const AttentionBackward &p) {
     }
     for (Len first = 0; first < p.s_kv; first += B) {
         __syncthreads();
-        fill<D, B>(k, p.k + head.kv, head.row, p.head_dim, first, p.s_kv);
-        fill<D, B>(v, p.v + head.kv, head.row, p.head_dim, first, p.s_kv);
+        fill<D, B>(k, (const float *)p.k + head.kv, head.row, p.head_dim, first, p.s_kv);
+        fill<D, B>(v, (const float *)p.v + head.kv, head.row, p.head_dim, first, p.s_kv);
         __syncthreads();
         float s[2][T::COLUMNS], d_p[2][T::COLUMNS];
         products<D, B>(q + mine * T::ROW, k + tx * T::ROW, s);
@@ -256,7 +257,7 @@ template <int D, int B> INLINE void backward_query(const AttentionBackward &p) {
     for (int i = 0; i < 2; i++) {
         Len query = from + mine + i;
         if (query >= p.s_q) continue;
-        deliver<D>(p.d_q + head.q, head.row, p.head_dim, query, d_q[i], 1.0f, p.add_q);
+        deliver<D>((float *)p.d_q + head.q, head.row, p.head_dim, query, d_q[i], 1.0f, p.add_q);
     }
 }
 
@@ -269,13 +270,13 @@ template <int D, int B> INLINE void backward_key(const AttentionBackward &p) {
     Head head(p);
     int tx = threadIdx.x % 8, mine = threadIdx.x / 8 * 2;
     Len from = (Len)blockIdx.x * B;
-    fill<D, B>(k, p.k + head.kv, head.row, p.head_dim, from, p.s_kv);
-    fill<D, B>(v, p.v + head.kv, head.row, p.head_dim, from, p.s_kv);
+    fill<D, B>(k, (const float *)p.k + head.kv, head.row, p.head_dim, from, p.s_kv);
+    fill<D, B>(v, (const float *)p.v + head.kv, head.row, p.head_dim, from, p.s_kv);
     float d_k[2][T::CHANNELS] = {}, d_v[2][T::CHANNELS] = {};
     for (Len first = 0; first < p.s_q; first += B) {
         __syncthreads();
-        fill<D, B>(q, p.q + head.q, head.row, p.head_dim, first, p.s_q);
-        fill<D, B>(d_o, p.d_o + head.q, head.row, p.head_dim, first, p.s_q);
+        fill<D, B>(q, (const float *)p.q + head.q, head.row, p.head_dim, first, p.s_q);
+        fill<D, B>(d_o, (const float *)p.d_o + head.q, head.row, p.head_dim, first, p.s_q);
         __syncthreads();
         float s[2][T::COLUMNS], d_p[2][T::COLUMNS];
         products<D, B>(k + mine * T::ROW, q + tx * T::ROW, s);
@@ -301,8 +302,8 @@ template <int D, int B> INLINE void backward_key(const AttentionBackward &p) {
     for (int i = 0; i < 2; i++) {
         Len key = from + mine + i;
         if (key >= p.s_kv) continue;
-        if (p.d_k) deliver<D>(p.d_k + head.kv, head.row, p.head_dim, key, d_k[i], 1.0f, p.add_k);
-        if (p.d_v) deliver<D>(p.d_v + head.kv, head.row, p.head_dim, key, d_v[i], 1.0f, p.add_v);
+        if (p.d_k) deliver<D>((float *)p.d_k + head.kv, head.row, p.head_dim, key, d_k[i], 1.0f, p.add_k);
+        if (p.d_v) deliver<D>((float *)p.d_v + head.kv, head.row, p.head_dim, key, d_v[i], 1.0f, p.add_v);
     }
 }
 

@@ -407,38 +407,40 @@ struct NormVectors {
     Word add_scale_shift;
 };
 
-/* attention.cu */
+/* attention.cu, attention_tensor*.cu */
 
 /** o = softmax(scale q k^T) v. */
 struct Attention {
-    float *o;       /* [n, s_q, heads, head_dim] */
+    void *o;        /* [n, s_q, heads, head_dim] */
     float *lse;     /* [n, heads, s_q] */
-    const float *q; /* [n, s_q, heads, head_dim] */
-    const float *k; /* [n, s_kv, heads, head_dim] */
-    const float *v; /* [n, s_kv, heads, head_dim] */
+    const void *q;  /* [n, s_q, heads, head_dim] */
+    const void *k;  /* [n, s_kv, heads, head_dim] */
+    const void *v;  /* [n, s_kv, heads, head_dim] */
     Len s_q;
     Len s_kv;
     int heads;
     int head_dim;
+    Word pitch; /* bytes from token to token; read by tensor cores only */
     float scale;
 };
 
 /** d_q, d_k, d_v by two passes, and delta before them. */
 struct AttentionBackward {
-    float *d_q;       /* [n, s_q, heads, head_dim] */
-    float *d_k;       /* [n, s_kv, heads, head_dim]; may be null */
-    float *d_v;       /* [n, s_kv, heads, head_dim]; may be null */
-    float *delta;     /* [n, heads, s_q] */
-    const float *q;   /* [n, s_q, heads, head_dim] */
-    const float *k;   /* [n, s_kv, heads, head_dim] */
-    const float *v;   /* [n, s_kv, heads, head_dim] */
-    const float *o;   /* [n, s_q, heads, head_dim] */
+    void *d_q;        /* [n, s_q, heads, head_dim] */
+    void *d_k;        /* [n, s_kv, heads, head_dim]; may be null */
+    void *d_v;        /* [n, s_kv, heads, head_dim]; may be null */
+    float *delta;     /* [n, heads, s_q]; tensor cores: [n, heads, pairs of queries, 8] */
+    const void *q;    /* [n, s_q, heads, head_dim] */
+    const void *k;    /* [n, s_kv, heads, head_dim] */
+    const void *v;    /* [n, s_kv, heads, head_dim] */
+    const void *o;    /* [n, s_q, heads, head_dim] */
     const float *lse; /* [n, heads, s_q] */
-    const float *d_o; /* [n, s_q, heads, head_dim] */
+    const void *d_o;  /* [n, s_q, heads, head_dim] */
     Len s_q;
     Len s_kv;
     int heads;
     int head_dim;
+    Word pitch; /* bytes from token to token; read by tensor cores only */
     float scale;
     Word add_q;
     Word add_k;

@@ -19,7 +19,7 @@ use std::cell::Cell;
 use langevin::Result;
 use langevin::backend::cpu::Cpu;
 use langevin::backend::cpu::isa::Isa;
-use langevin::backend::{Arenas, Backend, Program};
+use langevin::backend::{Arenas, Backend, Precision, Program};
 use langevin::plan::{
     DType, DiskLayout, Init, Mode, Plan, Role, Space, TensorId, Wrt, memory::ALIGNMENT,
 };
@@ -76,6 +76,8 @@ pub fn assert_same_bits(what: &str, found: &[f32], expected: &[f32]) {
 enum Target {
     Cpu,
     Cuda,
+    /// CUDA with bf16 between ops.
+    Half,
 }
 
 thread_local! {
@@ -87,6 +89,29 @@ fn on_cuda(test: impl FnOnce()) {
     TARGET.set(Target::Cuda);
     test();
     TARGET.set(Target::Cpu);
+}
+
+/// Runs `test` on CUDA in bf16, in several orders of blocks and warps, where the kernels
+/// are built in. Tensors that a test uploads and downloads stay f32.
+pub fn in_half(test: impl Fn()) {
+    if gpu::backend().is_some() {
+        for seed in 0..gpu::SEEDS {
+            gpu::set_seed(seed);
+            TARGET.set(Target::Half);
+            test();
+            TARGET.set(Target::Cpu);
+        }
+    }
+}
+
+/// What a kernel of bf16 is given of these values.
+pub fn rounded_to_half(values: &[f32]) -> Vec<f32> {
+    values.iter().map(|&v| half::bf16::from_f32(v).to_f32()).collect()
+}
+
+/// The gradient by the output that [`Case::run`] starts from.
+pub fn upstream(len: usize) -> Vec<f32> {
+    values(99, len)
 }
 
 /// Runs `test` on the CPU, then on CUDA in several orders of blocks and warps,
@@ -120,6 +145,7 @@ impl Machine {
         let backend: Box<dyn Backend> = match TARGET.get() {
             Target::Cpu => Box::new(Cpu::with_isa(threads, isa)),
             Target::Cuda => gpu::backend().expect("found before"),
+            Target::Half => gpu::backend_in(Precision::Bf16).expect("found before"),
         };
         Machine::of(backend, plan)
     }
@@ -226,7 +252,7 @@ impl Machine {
             for (i, t) in self.program.plan.tensors.iter().enumerate() {
                 if t.space == space {
                     let from = self.program.memory.offsets[i] / 4;
-                    owned[from..from + t.len()].fill(true);
+                    owned[from..from + t.bytes().div_ceil(4)].fill(true);
                 }
             }
             let content = self.download_range(space, 0, words);
@@ -411,7 +437,7 @@ impl<'a> Case<'a> {
     /// Runs forward and backward. The gradients are written over NaN, or added
     /// to `before` where it is given.
     pub fn run(&self, threads: usize, before: Option<&Outcome>) -> Outcome {
-        self.run_with(&self.inputs, &|len| values(99, len), (threads, Isa::detect()), before)
+        self.run_with(&self.inputs, &upstream, (threads, Isa::detect()), before)
     }
 
     fn run_with(

@@ -89,4 +89,9 @@ pub fn backend() -> Option<Box<dyn langevin::backend::Backend>> {
 }
 
 #[cfg(not(langevin_cuda))]
+pub fn backend_in(_: langevin::backend::Precision) -> Option<Box<dyn langevin::backend::Backend>> {
+    backend()
+}
+
+#[cfg(not(langevin_cuda))]
 pub fn set_seed(_: u64) {}

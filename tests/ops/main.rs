@@ -1,6 +1,7 @@
 //! Every op, alone: f64 references, finite differences, odd shapes.
 
 mod attention;
+mod attention_half;
 mod axis_map;
 mod broadcast;
 mod common;

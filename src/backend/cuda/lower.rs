@@ -43,8 +43,10 @@ fn workspace_len(plan: &Plan, node: &Node, precision: Precision) -> usize {
         Op::Conv2dBackwardData(op) => conv2d::backward_data_workspace_len(op, arithmetic()),
         Op::Conv2dBackwardWeight(op) => conv2d::backward_weight_workspace_len(op, arithmetic()),
         Op::LinearBackwardWeight(op) => matmul::backward_weight_workspace_len(op, arithmetic()),
-        Op::NormBackward(op) => norm::backward_workspace_len(op),
-        Op::AttentionBackward(op) => attention::backward_workspace_len(op),
+        Op::NormBackward(op) => norm::backward_workspace_len(op, plan.tensor(node.input(0)).dtype),
+        Op::AttentionBackward(op) => {
+            attention::backward_workspace_len(op, plan.tensor(node.input(0)).dtype)
+        }
         Op::Empirical(op) | Op::EmpiricalBackward(op) => empirical::workspace_len(op),
         Op::GlobalNorm(op) => optimizer::norm_workspace_len(op),
         _ => 0,

@@ -1,0 +1,213 @@
+//! Launches of `kernels/attention_tensor.cu` and `attention_tensor_backward.cu`: bf16.
+
+use super::super::arguments::Call;
+use super::super::entries::{
+    ATTENTION_BACKWARD_DELTA_BF16, ATTENTION_BACKWARD_KEY_16_BF16, ATTENTION_BACKWARD_KEY_32_BF16,
+    ATTENTION_BACKWARD_KEY_64_BF16, ATTENTION_BACKWARD_KEY_128_BF16,
+    ATTENTION_BACKWARD_KEY_256_BF16, ATTENTION_BACKWARD_KEY_ODD_64_BF16,
+    ATTENTION_BACKWARD_KEY_ODD_256_BF16, ATTENTION_BACKWARD_QUERY_16_BF16,
+    ATTENTION_BACKWARD_QUERY_32_BF16, ATTENTION_BACKWARD_QUERY_64_BF16,
+    ATTENTION_BACKWARD_QUERY_128_BF16, ATTENTION_BACKWARD_QUERY_256_BF16,
+    ATTENTION_BACKWARD_QUERY_ODD_64_BF16, ATTENTION_BACKWARD_QUERY_ODD_256_BF16,
+    ATTENTION_BACKWARD_VALUE_256_BF16, ATTENTION_BACKWARD_VALUE_ODD_256_BF16,
+    ATTENTION_FORWARD_16_BF16, ATTENTION_FORWARD_32_BF16, ATTENTION_FORWARD_64_BF16,
+    ATTENTION_FORWARD_128_BF16, ATTENTION_FORWARD_256_BF16, ATTENTION_FORWARD_ODD_64_BF16,
+    ATTENTION_FORWARD_ODD_256_BF16, ATTENTION_FORWARD_TALL_64_BF16,
+    ATTENTION_FORWARD_TALL_128_BF16, Entry, params,
+};
+use crate::error::Result;
+use crate::ops::attention::Attention;
+use crate::plan::DType;
+
+/// Queries from which on a warp takes 32 rows, where there is such a kernel: each key
+/// and value read from shared memory then serves twice as many products.
+const MANY_QUERIES: usize = 512;
+
+/// Rows of a block, where a warp takes 16.
+const ROWS: usize = 64;
+
+/// Floats of a pair of queries, as attention_tensor_backward.cu lays them out.
+const PAIR: usize = 8;
+
+/// A forward kernel: rows of a block, and of a tile of keys.
+struct Forward {
+    entry: &'static Entry<params::Attention>,
+    queries: usize,
+    keys: usize,
+}
+
+impl Forward {
+    /// Shared memory: the queries, two tiles of keys and two of values.
+    fn shared_bytes(&self, width: usize) -> u32 {
+        ((self.queries + 4 * self.keys) * width * DType::BF16.bytes()) as u32
+    }
+}
+
+const fn forward_of(
+    entry: &'static Entry<params::Attention>,
+    queries: usize,
+    keys: usize,
+) -> Forward {
+    Forward { entry, queries, keys }
+}
+
+/// A backward kernel: rows of a tile of the other side, and whether both left operands
+/// stay in registers.
+struct Backward {
+    entry: &'static Entry<params::AttentionBackward>,
+    tile: usize,
+    keeps_both: bool,
+}
+
+impl Backward {
+    /// Shared memory: two stages of two tiles, a left operand, two stages of statistics.
+    fn shared_bytes(&self, width: usize) -> u32 {
+        let own = if self.keeps_both { 0 } else { ROWS };
+        let statistics = 2 * self.tile * PAIR / 2 * size_of::<f32>();
+        ((4 * self.tile + own) * width * DType::BF16.bytes() + statistics) as u32
+    }
+
+    fn launch(
+        &self,
+        rows: usize,
+        op: &Attention,
+        width: usize,
+        params: &params::AttentionBackward,
+        call: &Call,
+    ) -> Result<()> {
+        let grid = [rows.div_ceil(ROWS), op.heads, op.n];
+        call.launch(self.entry, grid, self.shared_bytes(width), params)
+    }
+}
+
+const fn backward_of(
+    entry: &'static Entry<params::AttentionBackward>,
+    tile: usize,
+    keeps_both: bool,
+) -> Backward {
+    Backward { entry, tile, keeps_both }
+}
+
+/// The kernels of a width; heads are filled up with zeros to it.
+struct Kernels {
+    width: usize,
+    forward: Forward,
+    tall: Option<Forward>,
+    query: Backward,
+    /// d_k and d_v, or d_k alone.
+    key: Backward,
+    /// d_v, where `key` leaves it.
+    value: Option<Backward>,
+}
+
+/// For heads of a multiple of 8 channels.
+static ALIGNED: [Kernels; 5] = [
+    Kernels {
+        width: 16,
+        forward: forward_of(&ATTENTION_FORWARD_16_BF16, 64, 64),
+        tall: None,
+        query: backward_of(&ATTENTION_BACKWARD_QUERY_16_BF16, 64, true),
+        key: backward_of(&ATTENTION_BACKWARD_KEY_16_BF16, 64, true),
+        value: None,
+    },
+    Kernels {
+        width: 32,
+        forward: forward_of(&ATTENTION_FORWARD_32_BF16, 64, 64),
+        tall: None,
+        query: backward_of(&ATTENTION_BACKWARD_QUERY_32_BF16, 64, true),
+        key: backward_of(&ATTENTION_BACKWARD_KEY_32_BF16, 64, true),
+        value: None,
+    },
+    Kernels {
+        width: 64,
+        forward: forward_of(&ATTENTION_FORWARD_64_BF16, 64, 64),
+        tall: Some(forward_of(&ATTENTION_FORWARD_TALL_64_BF16, 128, 64)),
+        query: backward_of(&ATTENTION_BACKWARD_QUERY_64_BF16, 64, true),
+        key: backward_of(&ATTENTION_BACKWARD_KEY_64_BF16, 64, true),
+        value: None,
+    },
+    Kernels {
+        width: 128,
+        forward: forward_of(&ATTENTION_FORWARD_128_BF16, 64, 64),
+        tall: Some(forward_of(&ATTENTION_FORWARD_TALL_128_BF16, 128, 48)),
+        query: backward_of(&ATTENTION_BACKWARD_QUERY_128_BF16, 64, true),
+        key: backward_of(&ATTENTION_BACKWARD_KEY_128_BF16, 32, false),
+        value: None,
+    },
+    Kernels {
+        width: 256,
+        forward: forward_of(&ATTENTION_FORWARD_256_BF16, 64, 32),
+        tall: None,
+        query: backward_of(&ATTENTION_BACKWARD_QUERY_256_BF16, 16, false),
+        key: backward_of(&ATTENTION_BACKWARD_KEY_256_BF16, 16, false),
+        value: Some(backward_of(&ATTENTION_BACKWARD_VALUE_256_BF16, 32, true)),
+    },
+];
+
+/// For any heads, element by element.
+static ODD: [Kernels; 2] = [
+    Kernels {
+        width: 64,
+        forward: forward_of(&ATTENTION_FORWARD_ODD_64_BF16, 64, 64),
+        tall: None,
+        query: backward_of(&ATTENTION_BACKWARD_QUERY_ODD_64_BF16, 64, true),
+        key: backward_of(&ATTENTION_BACKWARD_KEY_ODD_64_BF16, 64, true),
+        value: None,
+    },
+    Kernels {
+        width: 256,
+        forward: forward_of(&ATTENTION_FORWARD_ODD_256_BF16, 64, 16),
+        tall: None,
+        query: backward_of(&ATTENTION_BACKWARD_QUERY_ODD_256_BF16, 16, false),
+        key: backward_of(&ATTENTION_BACKWARD_KEY_ODD_256_BF16, 16, false),
+        value: Some(backward_of(&ATTENTION_BACKWARD_VALUE_ODD_256_BF16, 32, true)),
+    },
+];
+
+fn kernels(op: &Attention) -> &'static Kernels {
+    let all: &'static [Kernels] = if op.head_dim.is_multiple_of(8) { &ALIGNED } else { &ODD };
+    let found = all.iter().find(|kernels| op.head_dim <= kernels.width);
+    found.expect("checked when the plan was lowered")
+}
+
+pub(super) fn forward(op: &Attention, params: &params::Attention, call: &Call) -> Result<()> {
+    let kernels = kernels(op);
+    let tall = kernels.tall.as_ref().filter(|_| op.s_q >= MANY_QUERIES);
+    let kernel = tall.unwrap_or(&kernels.forward);
+    let grid = [op.s_q.div_ceil(kernel.queries), op.heads, op.n];
+    call.launch(kernel.entry, grid, kernel.shared_bytes(kernels.width), params)
+}
+
+/// Floats of a head's statistics.
+pub(super) fn statistics_len(op: &Attention) -> usize {
+    op.s_q.div_ceil(2) * PAIR
+}
+
+pub(super) fn backward(
+    op: &Attention,
+    params: &params::AttentionBackward,
+    call: &Call,
+) -> Result<()> {
+    let delta = &ATTENTION_BACKWARD_DELTA_BF16;
+    let queries = op.s_q.next_multiple_of(2);
+    // Eight threads a query.
+    let grid = [queries.div_ceil(delta.threads as usize / 8), op.heads, op.n];
+    call.launch(delta, grid, 0, params)?;
+    let kernels = kernels(op);
+    if !params.d_q.is_null() {
+        kernels.query.launch(op.s_q, op, kernels.width, params, call)?;
+    }
+    match &kernels.value {
+        None if params.d_k.is_null() && params.d_v.is_null() => {}
+        None => kernels.key.launch(op.s_kv, op, kernels.width, params, call)?,
+        Some(value) => {
+            if !params.d_k.is_null() {
+                kernels.key.launch(op.s_kv, op, kernels.width, params, call)?;
+            }
+            if !params.d_v.is_null() {
+                value.launch(op.s_kv, op, kernels.width, params, call)?;
+            }
+        }
+    }
+    Ok(())
+}
