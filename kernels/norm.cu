@@ -351,7 +351,7 @@ ENTRY(norm_forward_group_odd_f32, Norm, 256) { group_forward<1>(p); }
 
 ENTRY(norm_backward_group_f32, NormBackward, 256) { group_backward<4>(p); }
 
-ENTRY(norm_backward_group_odd_f32, NormBackward, 256) { group_backward<1>(p); }
+ENTRY(norm_backward_group_odd_f32, NormBackward, 256, 4) { group_backward<1>(p); }
 
 INLINE double warp_sum(double x) {
 #pragma unroll
@@ -540,17 +540,19 @@ ENTRY(norm_backward_vectors_f32, NormVectors, 256) {
     Len c = (Len)blockIdx.x * THREADS + threadIdx.x;
     if (c >= p.channels) return;
     float gamma = p.gamma ? p.gamma[c] : 1.0f, beta = p.beta ? p.beta[c] : 0.0f;
+    const float *scale_shift = (const float *)p.scale_shift;
+    float *d_scale_shift = (float *)p.d_scale_shift;
     double d_gamma = 0.0, d_beta = 0.0;
     for (Len image = 0; image < p.n; image++) {
         float of_p = p.p[image * p.channels + c], of_q = p.q[image * p.channels + c];
         Len row = image * 2 * p.channels;
-        double scale = (double)(p.scale_shift ? 1.0f + p.scale_shift[row + c] : 1.0f);
+        double scale = (double)(scale_shift ? 1.0f + scale_shift[row + c] : 1.0f);
         d_gamma += scale * (double)of_q;
         d_beta += scale * (double)of_p;
-        if (p.d_scale_shift) {
+        if (d_scale_shift) {
             bool add = p.add_scale_shift;
-            put(p.d_scale_shift + row + c, fmaf(gamma, of_q, beta * of_p), add);
-            put(p.d_scale_shift + row + p.channels + c, of_p, add);
+            put(d_scale_shift + row + c, fmaf(gamma, of_q, beta * of_p), add);
+            put(d_scale_shift + row + p.channels + c, of_p, add);
         }
     }
     if (p.d_gamma) put(p.d_gamma + c, (float)d_gamma, p.add_gamma);

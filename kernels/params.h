@@ -394,17 +394,66 @@ struct NormBackward {
 struct NormVectors {
     float *d_gamma;           /* [channels]; may be null */
     float *d_beta;            /* [channels]; may be null */
-    float *d_scale_shift;     /* [n, 2 channels]; may be null */
-    const float *p;           /* [n, channels] */
-    const float *q;           /* [n, channels] */
+    void *d_scale_shift;      /* [n, 2 channels] as scale_shift; may be null */
+    const float *p;           /* [n, parts, channels] */
+    const float *q;           /* [n, parts, channels] */
     const float *gamma;       /* [channels]; may be null */
     const float *beta;        /* [channels]; may be null */
-    const float *scale_shift; /* [n, 2 channels]; may be null */
+    const void *scale_shift;  /* [n, 2 channels]; may be null */
     Len n;
     int channels;
+    int parts; /* 1 in f32 */
     Word add_gamma;
     Word add_beta;
     Word add_scale_shift;
+};
+
+/* norm_group_half.cu, norm_layer_half.cu: bf16 but for what is float */
+
+/** As Norm; x may lie in two tensors, side by side in channels. */
+struct NormHalf {
+    void *y;                 /* [n, spatial, channels] */
+    float *mean;             /* [n, groups], layer: [n, spatial] */
+    float *rstd;             /* as mean */
+    const void *x;           /* [n, spatial, channels - x2_channels] */
+    const void *x2;          /* [n, spatial, x2_channels]; may be null */
+    const float *gamma;      /* [channels]; may be null */
+    const float *beta;       /* [channels]; may be null */
+    const void *scale_shift; /* [n, 2 channels], scale first; may be null */
+    int spatial;
+    int channels;
+    int x2_channels;
+    int groups; /* not read by layer norms */
+    int slice;  /* channels of a block: whole groups; not read by layer norms */
+    int kept;   /* positions of a slice in shared memory; not read by layer norms */
+    float eps;
+    Word activation;
+    Word add;
+};
+
+/** As NormBackward; a gradient for each of the tensors of x. */
+struct NormHalfBackward {
+    void *d_x;               /* as x; may be null */
+    void *d_x2;              /* as x2; may be null */
+    float *p;                /* [n, channels]; layer: [n, parts, channels] */
+    float *q;                /* as p */
+    const void *x;           /* [n, spatial, channels - x2_channels] */
+    const void *x2;          /* [n, spatial, x2_channels]; may be null */
+    const float *gamma;      /* [channels]; may be null */
+    const float *beta;       /* [channels]; may be null */
+    const void *scale_shift; /* [n, 2 channels]; may be null */
+    const float *mean;       /* [n, groups], layer: [n, spatial] */
+    const float *rstd;       /* as mean */
+    const void *d_y;         /* [n, spatial, channels] */
+    int spatial;
+    int channels;
+    int x2_channels;
+    int groups;
+    int slice;
+    int kept; /* positions of two slices in shared memory */
+    Word activation;
+    Word add;
+    Word add2;
 };
 
 /* attention.cu, attention_tensor*.cu */

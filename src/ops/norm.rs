@@ -46,6 +46,13 @@ impl Norm {
         }
     }
 
+    /// Whether kernels of bf16 take it: their sums of every channel of a group lie in
+    /// shared memory, and a layer norm reads 8 channels at a time.
+    pub(crate) fn has_half_form(&self) -> bool {
+        let whole = self.domain != Domain::Layer || self.channels.is_multiple_of(8);
+        whole && self.channels <= 2048
+    }
+
     pub(super) fn backward(&self, node: &Node, d: &mut Deriver) -> Result<()> {
         let Some(d_y) = d.d_output(node, 0) else { return Ok(()) };
         let outputs =

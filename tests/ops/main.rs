@@ -17,6 +17,7 @@ mod loss;
 mod lowering;
 mod noising;
 mod norm;
+mod norm_half;
 mod optimizer;
 mod pointwise;
 mod pooling;

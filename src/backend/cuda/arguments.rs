@@ -91,6 +91,12 @@ impl<'a> Call<'a> {
         self.program.plan.tensor(self.node.input(i)).dtype
     }
 
+    /// Elements of the input at position `i`; 0 where it is absent.
+    pub fn elements(&self, i: usize) -> usize {
+        let id = self.node.inputs.get(i).copied().flatten();
+        id.map_or(0, |id| self.program.plan.tensor(id).len())
+    }
+
     /// Element type of the output at position `i`; `None` when it is skipped.
     pub fn output_dtype(&self, i: usize) -> Option<DType> {
         self.node.output(i).map(|id| self.program.plan.tensor(id).dtype)

@@ -1,13 +1,13 @@
-//! Launches of `kernels/norm.cu`.
+//! Launches of `kernels/norm.cu`: f32.
 
-use super::arguments::Call;
-use super::entries::{
+use super::super::arguments::Call;
+use super::super::entries::{
     Entry, NORM_BACKWARD_GROUP_F32, NORM_BACKWARD_GROUP_ODD_F32, NORM_BACKWARD_LAYER_F32,
     NORM_BACKWARD_LAYER_ODD_F32, NORM_BACKWARD_LAYER_SUMS_F32, NORM_BACKWARD_VECTORS_F32,
     NORM_FORWARD_GROUP_F32, NORM_FORWARD_GROUP_ODD_F32, NORM_FORWARD_LAYER_F32,
     NORM_FORWARD_LAYER_ODD_F32, params,
 };
-use super::pointwise::activation_code;
+use super::super::pointwise::activation_code;
 use crate::error::Result;
 use crate::ops::norm::{Domain, Norm};
 
@@ -71,7 +71,7 @@ fn layer_grid(op: &Norm) -> [usize; 3] {
     [op.spatial.div_ceil(THREADS / 32), op.n, 1]
 }
 
-pub(super) fn norm(op: &Norm, call: &Call) -> Result<()> {
+pub(super) fn forward(op: &Norm, call: &Call) -> Result<()> {
     let (y, add) = call.required(0);
     let params = params::Norm {
         y,
@@ -112,12 +112,7 @@ pub(super) fn norm(op: &Norm, call: &Call) -> Result<()> {
     }
 }
 
-/// P and Q.
-pub(super) fn backward_workspace_len(op: &Norm) -> usize {
-    2 * op.n * op.channels
-}
-
-pub(super) fn norm_backward(op: &Norm, call: &Call) -> Result<()> {
+pub(super) fn backward(op: &Norm, call: &Call) -> Result<()> {
     let (d_x, add) = call.output(0).unwrap_or((std::ptr::null_mut(), 0));
     let vectors = [1, 2, 3].map(|i| call.output(i).unwrap_or((std::ptr::null_mut(), 0)));
     let of_vectors = vectors.iter().any(|(d, _)| !d.is_null());
@@ -175,14 +170,15 @@ pub(super) fn norm_backward(op: &Norm, call: &Call) -> Result<()> {
     let params = params::NormVectors {
         d_gamma,
         d_beta,
-        d_scale_shift,
+        d_scale_shift: d_scale_shift.cast(),
         p,
         q,
         gamma: params.gamma,
         beta: params.beta,
-        scale_shift: params.scale_shift,
+        scale_shift: params.scale_shift.cast(),
         n: op.n as i64,
         channels: op.channels as i32,
+        parts: 1,
         add_gamma,
         add_beta,
         add_scale_shift,
