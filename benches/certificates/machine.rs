@@ -143,7 +143,7 @@ fn count(body: &[(u64, String)], word: &str) -> usize {
 }
 
 impl Compiled {
-    /// For each kernel the loop with the most HMMA, the shortest of equals: the innermost one.
+    /// For each kernel the loop with the most HMMA of those that contain no loop with HMMA.
     /// Kernels without a loop are left out.
     pub fn main_loops(&self) -> Vec<(String, Loop)> {
         let (_, cuobjdump) = tools().expect("asked for before");
@@ -157,7 +157,7 @@ fn main_loop(function: &str) -> Option<(String, Loop)> {
     let name = function.lines().next()?.trim().to_string();
     let code: Vec<(u64, String)> = function.lines().filter_map(instruction).collect();
     let target = |text: &str| u64::from_str_radix(text.rsplit_once("0x")?.1.trim(), 16).ok();
-    let body = code
+    let loops: Vec<&[(u64, String)]> = code
         .iter()
         .enumerate()
         .filter(|(_, (_, text))| text.contains("BRA"))
@@ -166,6 +166,16 @@ fn main_loop(function: &str) -> Option<(String, Loop)> {
             let first = code.iter().position(|(a, _)| *a == start)?;
             Some(&code[first..=end])
         })
+        .collect();
+    let inside = |a: &[(u64, String)], b: &[(u64, String)]| {
+        a.len() < b.len() && b[0].0 <= a[0].0 && a[a.len() - 1].0 <= b[b.len() - 1].0
+    };
+    let innermost = |body: &&&[(u64, String)]| {
+        !loops.iter().any(|other| inside(other, body) && count(other, "HMMA") > 0)
+    };
+    let body = loops
+        .iter()
+        .filter(innermost)
         .max_by_key(|body| (count(body, "HMMA"), usize::MAX - body.len()))?;
     Some((name, Loop(body.to_vec())))
 }

@@ -29,6 +29,8 @@
 #![allow(unsafe_code)] // Loads a library.
 
 #[cfg(langevin_cuda)]
+mod attention;
+#[cfg(langevin_cuda)]
 mod conv2d;
 #[cfg(langevin_cuda)]
 mod counters;
@@ -55,6 +57,8 @@ type Section = fn(&mut table::Table, &counters::Gpu);
 const SECTIONS: &[(&str, Section)] = &[
     ("resources", resources::certify),
     ("conv2d", conv2d::certify),
+    ("attention", attention::attention),
+    ("norm", attention::norm),
     ("elementwise", elementwise::certify),
     ("noising", elementwise::noising),
     ("sampler", steps::sampler),

@@ -1,0 +1,165 @@
+//! Items 1, 2, 4, 5 and 10 for attention, 1, 2 and 9 for norms, in bf16 at layers of
+//! ddpm-cifar10 and DiT-B/4. One image; all zeros, on which no kernel's path depends but
+//! attention's rare raising of its references.
+
+use langevin::backend::cuda::Cuda;
+use langevin::backend::{Engine, Precision, WeightSet};
+use langevin::ops::norm::{Domain, NormOperands};
+use langevin::ops::pointwise::Activation;
+use langevin::plan::{DType, Plan, Role, TensorId, Wrt};
+
+use crate::counters::{Counts, Gpu, Launched};
+use crate::machine;
+use crate::table::Table;
+use crate::table::Target::{AtLeast, AtMost, Is};
+
+/// Launches of an op and of its gradients by all of its operands, in bf16.
+fn measure(
+    gpu: &Gpu,
+    shapes: &[&[usize]],
+    build: impl Fn(&mut Plan, &[TensorId]) -> langevin::Result<TensorId>,
+) -> Launched {
+    let backend = Cuda::sharing(&gpu.device).expect("a backend").with_precision(Precision::Bf16);
+    let mut engine = Engine::new(Box::new(backend), 1, true).expect("memory");
+    let mut plan = Plan::new();
+    let mut tensor =
+        |name: String, shape: &[usize]| plan.activation(name, shape, DType::F32, Role::State);
+    let operands: Vec<TensorId> =
+        shapes.iter().enumerate().map(|(i, shape)| tensor(format!("x{i}"), shape)).collect();
+    let d_y = tensor("d_y".into(), shapes[0]);
+    let y = build(&mut plan, &operands).expect("fits");
+    plan.keep(y);
+    plan.derive(&[(y, Some(d_y))], Wrt::Tensors(operands)).expect("derives");
+    let lowered = engine.lower(plan).expect("kernels");
+    let loaded = engine.load(lowered, WeightSet::Raw).expect("memory");
+    gpu.measure(|| {
+        engine.run(&loaded).expect("runs");
+        let mut values = vec![0.0; shapes[0].iter().product()];
+        engine.get(&loaded, y, &mut values).expect("downloads");
+    })
+}
+
+/// What every kernel's accesses owe.
+fn accesses(table: &mut Table, name: &str, c: Counts) {
+    let what = |text: &str| format!("{name}: {text}");
+    let efficiency = c.load.sector_efficiency();
+    table.line(1, &what("bytes / (32 x sectors) of loads"), efficiency, AtLeast(0.95));
+    table.line(1, &what("share of loads by 128 bits"), c.load.wide_share(), AtLeast(0.95));
+    table.line(2, &what("shared wavefronts / ideal"), c.shared_ratio(), Is(1.0));
+}
+
+/// Tokens, heads, channels of a head.
+const ATTENTION: [(&str, [usize; 3]); 5] = [
+    ("ddpm-cifar10, 256 tokens, 1 head of 256", [256, 1, 256]),
+    ("DiT-B/4, 64 tokens, 12 heads of 64", [64, 12, 64]),
+    ("DiT-B/4, 256 tokens, 12 heads of 64", [256, 12, 64]),
+    ("512 tokens, 1 head of 64", [512, 1, 64]),
+    ("384 tokens, 1 head of 128", [384, 1, 128]),
+];
+
+pub fn attention(table: &mut Table, gpu: &Gpu) {
+    for (name, [s, heads, dim]) in ATTENTION {
+        let shape: &[usize] = &[1, s, heads * dim];
+        let launched = measure(gpu, &[shape, shape, shape], |p, t| {
+            p.attention(t[0], t[1], t[2], heads, 1.0 / (dim as f32).sqrt())
+        });
+        // Bytes of one operand; tiles of rows that read all of the other side.
+        let (operand, rows) = ((2 * s * heads * dim) as f64, |tile: usize| s.div_ceil(tile) as f64);
+        let queries = if s >= 512 { 128 } else { 64 };
+        let statistics = (16 * s * heads) as f64;
+        let key = 2.0 * operand + rows(64) * (2.0 * operand + statistics);
+        let passes = [
+            ("forward", operand + rows(queries) * 2.0 * operand),
+            ("backward_query", 2.0 * operand + rows(64) * 2.0 * operand + statistics / 2.0),
+            ("backward_key", key),
+            ("backward_value", key - operand),
+        ];
+        for (pass, model) in passes {
+            let c = launched.of(&format!("attention_{pass}"));
+            if c.launches == 0.0 {
+                continue;
+            }
+            let what = format!("{pass}, {name}");
+            accesses(table, &what, c);
+            let requested = c.load.bytes / model;
+            table.line(
+                10,
+                &format!("{what}: bytes requested / tile model"),
+                requested,
+                AtMost(1.05),
+            );
+            table.value(4, &format!("{what}: mma / PTX instructions"), c.mma / c.instructions);
+        }
+        let largest = (4 * s * s * heads) as f64;
+        let written: f64 = launched.kernels.values().map(|c| c.unique_written).fold(0.0, f64::max);
+        let what = format!("{name}: most bytes a kernel writes / an S x S tensor in f32");
+        table.value(10, &what, written / largest);
+    }
+    if let Some(why) = machine::missing() {
+        table.not_measured(10, "attention: share of HMMA in main loops", why);
+        return;
+    }
+    for image in ["attention_tensor", "attention_tensor_backward"] {
+        let compiled = machine::compile(machine::image(image), "80");
+        for (name, body) in compiled.main_loops() {
+            let dim = name.split('_').find_map(|word| word.parse::<f64>().ok());
+            let (Some(dim), false) = (dim, name.contains("odd")) else { continue };
+            let share = body.count("HMMA") as f64 / body.len() as f64;
+            let barriers = body.count("BAR") as f64;
+            table.line(5, &format!("{name}: barriers a tile"), barriers, AtMost(1.0));
+            let what = format!("{name}: HMMA / SASS of the main loop");
+            let tall = ["attention_forward_64_bf16", "attention_forward_128_bf16"];
+            if tall.contains(&name.as_str()) {
+                // From 512 queries on the tall kernels run.
+                table.value(10, &what, share);
+            } else {
+                let ideal = dim / 8.0 / (dim / 8.0 + 18.0);
+                table.line(10, &what, share, AtLeast((900.0 * ideal).floor() / 1000.0));
+            }
+            let ratio = body.count("HMMA") as f64 / body.count("LDSM") as f64;
+            table.value(4, &format!("{name}: HMMA / LDSM"), ratio);
+        }
+    }
+}
+
+/// Positions, channels and groups (none: a layer norm with scale and shift).
+const NORMS: [(&str, [usize; 3]); 7] = [
+    ("32x32x128", [1024, 128, 32]),
+    ("32x32x256", [1024, 256, 32]),
+    ("32x32x384", [1024, 384, 32]),
+    ("16x16x512", [256, 512, 32]),
+    ("8x8x512", [64, 512, 32]),
+    ("4x4x512", [16, 512, 32]),
+    ("DiT-B/4 256x768", [256, 768, 0]),
+];
+
+pub fn norm(table: &mut Table, gpu: &Gpu) {
+    table.note("group norms with gamma, beta and SiLU; P and Q are 8 bytes an image and channel");
+    for (name, [spatial, channels, groups]) in NORMS {
+        let (x, vector): (&[usize], &[usize]) = (&[1, spatial, channels], &[channels]);
+        let both: &[usize] = &[1, 2 * channels];
+        let launched = match groups {
+            0 => measure(gpu, &[x, both], |p, t| {
+                let operands = NormOperands { scale_shift: Some(t[1]), ..Default::default() };
+                p.norm(t[0], Domain::Layer, 1e-6, operands)
+            }),
+            _ => measure(gpu, &[x, vector, vector], |p, t| {
+                let (gamma, beta) = (Some(t[1]), Some(t[2]));
+                let activation = Some(Activation::Silu);
+                let operands = NormOperands { gamma, beta, activation, ..Default::default() };
+                p.norm(t[0], Domain::Group(groups), 1e-6, operands)
+            }),
+        };
+        let kind = if groups == 0 { "layer" } else { "group" };
+        // Slices of groups of 12 channels do not fit.
+        let least = if channels == 384 { 1.55 } else { 1.05 };
+        for (pass, minimal) in [("forward", 4.0), ("backward", 6.0)] {
+            let c = launched.of(&format!("norm_{pass}_{kind}"));
+            let what = format!("{pass}, {name}");
+            accesses(table, &what, c);
+            let bytes = (c.load.bytes + c.store.bytes) / (spatial * channels) as f64;
+            let text = format!("{what}: bytes requested an element / {minimal}");
+            table.line(9, &text, bytes / minimal, AtMost(least));
+        }
+    }
+}
