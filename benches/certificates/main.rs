@@ -41,6 +41,8 @@ mod graphs;
 #[cfg(langevin_cuda)]
 mod machine;
 #[cfg(langevin_cuda)]
+mod model;
+#[cfg(langevin_cuda)]
 mod resources;
 #[cfg(langevin_cuda)]
 mod steps;
@@ -63,6 +65,7 @@ const SECTIONS: &[(&str, Section)] = &[
     ("noising", elementwise::noising),
     ("sampler", steps::sampler),
     ("optimizer", steps::optimizer),
+    ("model", model::certify),
     ("graphs", graphs::certify),
 ];
 

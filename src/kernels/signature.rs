@@ -398,7 +398,7 @@ fn sampler(op: &Op) -> Result<Signature> {
         Op::SamplerQuantile(o) => {
             let mut inputs = step(op, &o.step)?.to_vec();
             inputs.extend(vec![state_of(&o.step); o.step.slots]);
-            let ratio = (0.0..=1.0).contains(&o.ratio) && o.step.len() > 0;
+            let ratio = (0.0..=1.0).contains(&o.ratio) && !o.step.is_empty();
             expect(op, ratio, "the ratio lies in [0, 1] and images have elements")?;
             s(inputs, vec![f(&[o.step.n])])
         }
