@@ -2,7 +2,7 @@
 //! mean squared error and its gradient by every weight. No c_in, no clipping, no
 //! dropout.
 
-use crate::backend::{Engine, Loaded, WeightSet};
+use crate::backend::{Engine, Loaded, Requirement, WeightSet};
 use crate::error::{Error, Result};
 use crate::model::{Conditioning, Network, NetworkInputs};
 use crate::ops::noising::coefficient;
@@ -118,6 +118,47 @@ fn check(network: &Network, shape: [usize; 4], x: &[f32], conditions: &Condition
     Ok(())
 }
 
+/// What predictions of images `[n, h, w, c]` need, with gradients of a loss or without.
+/// On the host that is the weights, the images and what becomes of them.
+pub fn requirement(
+    engine: &Engine,
+    network: &Network,
+    [n, h, w, c]: [usize; 4],
+    gradients: bool,
+) -> Result<Requirement> {
+    let arena_len = network.parameters()?.arena_len();
+    let values = n * h * w * (c + network.out_channels() * if gradients { 2 } else { 1 });
+    let (program, arenas) = match gradients {
+        true => (engine.lower(gradient_plan(network, n.max(1), [h, w])?.0)?, 2),
+        false => {
+            let mut plan = Plan::new();
+            forward(&mut plan, network, MAX_BATCH.min(n).max(1), [h, w])?;
+            (engine.lower(plan)?, 1)
+        }
+    };
+    let need = Requirement::of(arena_len, gradients, &[&program]);
+    Ok(Requirement { staging: 4 * (arenas * arena_len + values), ..need })
+}
+
+/// Tensors of a plan that ends in gradients.
+struct GradientTensors {
+    of: Tensors,
+    target: TensorId,
+    coefficients: TensorId,
+    loss: TensorId,
+}
+
+fn gradient_plan(network: &Network, n: usize, size: [usize; 2]) -> Result<(Plan, GradientTensors)> {
+    let mut plan = Plan::new();
+    let of = forward(&mut plan, network, n, size)?;
+    let target = plan.input("target", &[n, size[0], size[1], network.out_channels()], DType::F32);
+    let coefficients = plan.input("coefficients", &[n, coefficient::COLUMNS], DType::F32);
+    let loss = plan.loss(of.prediction, target, coefficients, None, 1.0 / n as f32)?;
+    plan.keep(loss);
+    plan.derive(&[(loss, None)], Wrt::Parameters(Mode::Write))?;
+    Ok((plan, GradientTensors { of, target, coefficients, loss }))
+}
+
 /// The network's prediction for x `[n, h, w, c]`: `[n, h, w, out]`.
 pub fn predict(
     engine: &mut Engine,
@@ -180,13 +221,8 @@ pub fn predict_with_gradients(
             found: vec![target.len()],
         });
     }
-    let mut plan = Plan::new();
-    let tensors = forward(&mut plan, network, n, [h, w])?;
-    let target_id = plan.input("target", &out_shape, DType::F32);
-    let coefficients = plan.input("coefficients", &[n, coefficient::COLUMNS], DType::F32);
-    let loss = plan.loss(tensors.prediction, target_id, coefficients, None, 1.0 / n as f32)?;
-    plan.keep(loss);
-    plan.derive(&[(loss, None)], Wrt::Parameters(Mode::Write))?;
+    let (plan, tensors) = gradient_plan(network, n, [h, w])?;
+    let GradientTensors { of: tensors, target: target_id, coefficients, loss } = tensors;
     let program = engine.lower(plan)?;
     let loaded = engine.load(program, WeightSet::Raw)?;
     engine.refresh(&loaded)?;

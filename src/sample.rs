@@ -123,6 +123,14 @@ impl Prepared {
         Requirement::of(arena_len, false, &[&self.program])
     }
 
+    /// Bytes on the host while `count` images are drawn: the weights as they are read,
+    /// the images and their copy for a file, those of a batch, and given noise.
+    pub fn host_bytes(&self, arena_len: usize, count: usize) -> usize {
+        let image: usize = self.settings.shape.iter().product();
+        let rows = if self.settings.given_noise { 1 + self.sampler.noise_rows() } else { 0 };
+        4 * (arena_len + image * (count * (2 + rows) + 2 * self.settings.batch))
+    }
+
     /// The lowered plan of one stage.
     pub fn program(&self) -> &crate::backend::Program {
         &self.program

@@ -3,11 +3,11 @@
 use std::path::PathBuf;
 
 use clap::Args;
-use langevin::backend::{Engine, WeightSet};
+use langevin::backend::{Engine, WeightSet, human_bytes};
 use langevin::checkpoint::tensors::{self, Tensor, nchw_to_nhwc, nhwc_to_nchw};
 use langevin::model::Conditioning;
 use langevin::plan::Space;
-use langevin::predict::{Conditions, predict, predict_with_gradients};
+use langevin::predict::{Conditions, predict, predict_with_gradients, requirement};
 use langevin::{Error, Result};
 
 use super::{Global, ModelArg, Settings, Weights, model, output};
@@ -54,9 +54,6 @@ pub fn run(args: PredictArgs, global: &Global) -> Result<()> {
     }
     let shape = [n, h, w, c];
     let out_shape = [n, model.network.out_channels(), h, w];
-    let mut engine =
-        Engine::new(global.backend()?, model.parameters.arena_len(), args.gradients.is_some())?;
-    engine.set_arena(Space::Parameters, &arena)?;
     if args.gradients.as_ref() == Some(&args.output) {
         return Err(Error::Usage("--output and --gradients name the same file".into()));
     }
@@ -65,6 +62,17 @@ pub fn run(args: PredictArgs, global: &Global) -> Result<()> {
         Error::Usage(problem) => Error::content(&args.input, problem),
         other => other,
     };
+    // The need is known, and checked, before anything large is allocated.
+    let engine = Engine::new(global.backend()?, 0, false)?;
+    let gradients = args.gradients.is_some();
+    let need = requirement(&engine, &model.network, shape, gradients).map_err(of_file)?;
+    if !global.json {
+        eprintln!("{n} images; memory {}", human_bytes(need.total() as u64));
+    }
+    engine.check(&need, "put fewer images in a file")?;
+    let len = model.parameters.arena_len();
+    let mut engine = Engine::new(engine.into_backend(), len, gradients)?;
+    engine.set_arena(Space::Parameters, &arena)?;
     let (prediction, loss) = match &args.gradients {
         None => {
             let network = &model.network;

@@ -4,7 +4,7 @@ use std::path::{Path, PathBuf};
 use std::time::Instant;
 
 use clap::Args;
-use langevin::backend::{Engine, WeightSet, human_bytes};
+use langevin::backend::{Engine, Requirement, WeightSet, human_bytes};
 use langevin::checkpoint::atomic;
 use langevin::checkpoint::tensors::{self, Tensor, nchw_to_nhwc, nhwc_to_nchw};
 use langevin::config::{MAX_BATCH, SampleConfig};
@@ -291,9 +291,11 @@ pub fn draw(args: &SampleArgs, model: &Model, global: &Global) -> Result<Drawn> 
     for note in &prepared.sampler.notes {
         say(format!("note: {note}"));
     }
-    let need = prepared.requirement(model.parameters.arena_len());
+    let len = model.parameters.arena_len();
+    let need = prepared.requirement(len);
+    let need = Requirement { staging: prepared.host_bytes(len, count), ..need };
     engine.check(&need, "lower --batch")?;
-    let mut engine = Engine::new(engine.into_backend(), model.parameters.arena_len(), false)?;
+    let mut engine = Engine::new(engine.into_backend(), len, false)?;
     let (arena, report) = model.weights(args.weights)?;
     say(format!("{report}"));
     say(format!(

@@ -10,6 +10,7 @@ mod golden;
 #[path = "../ops/gpu.rs"]
 #[allow(dead_code)] // Shared with the ops' tests, each of which uses a part.
 mod gpu;
+mod graphs;
 mod kernels;
 #[cfg(langevin_cuda)]
 mod precision;

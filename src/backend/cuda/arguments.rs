@@ -2,6 +2,7 @@
 //! its name.
 #![allow(unsafe_code)] // Launches on addresses from the memory plan.
 
+use std::cell::Cell;
 use std::ffi::c_void;
 
 use super::device::Device;
@@ -27,6 +28,8 @@ pub struct Call<'a> {
     bound: &'a [(TensorId, u64)],
     /// Where kernels report an index outside its table.
     bad_index: *mut u32,
+    /// Counts launches that are not to be made.
+    counter: Option<&'a Cell<usize>>,
 }
 
 impl<'a> Call<'a> {
@@ -37,7 +40,20 @@ impl<'a> Call<'a> {
         arenas: [(u64, usize); SPACES],
         bad_index: *mut u32,
     ) -> Self {
-        Call { device, program, node, arenas, bound: &[], bad_index }
+        Call { device, program, node, arenas, bound: &[], bad_index, counter: None }
+    }
+
+    /// A call that launches nothing and counts what it would launch.
+    pub(super) fn counting(
+        device: &'a Device,
+        program: &'a Program,
+        node: &'a Node,
+        counter: &'a Cell<usize>,
+    ) -> Self {
+        // Far from 0 and from overflow; never used.
+        let arenas = [(1 << 40, usize::MAX >> 1); SPACES];
+        let call = Call::new(device, program, node, arenas, std::ptr::null_mut());
+        Call { counter: Some(counter), ..call }
     }
 
     /// A call with an arena of activations (address, bytes) and tensors elsewhere.
@@ -51,7 +67,7 @@ impl<'a> Call<'a> {
     ) -> Self {
         let mut arenas = [(0, 0); SPACES];
         arenas[Space::Activations as usize] = activations;
-        Call { device, program, node, arenas, bound, bad_index }
+        Call { device, program, node, arenas, bound, bad_index, counter: None }
     }
 
     pub(crate) fn node(&self) -> &Node {
@@ -209,6 +225,10 @@ impl<'a> Call<'a> {
         shared_bytes: u32,
         params: &P,
     ) -> Result<()> {
+        if let Some(counter) = self.counter {
+            counter.set(counter.get() + usize::from(!grid.contains(&0)));
+            return Ok(());
+        }
         // SAFETY: the addresses come from this call, whose tensors lie inside their
         // arenas; the arenas outlive the stream's work, which frees wait for.
         unsafe { self.device.launch(self.node.op.name(), entry, grid, shared_bytes, params) }

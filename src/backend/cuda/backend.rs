@@ -90,6 +90,19 @@ impl Cuda {
         &self.device
     }
 
+    /// The launches of each op of a program, in order: the nodes of the graph that its
+    /// runs become. Allocates and launches nothing.
+    pub fn graph_nodes(&self, program: &Program) -> Result<Vec<(&'static str, usize)>> {
+        let nodes = program.plan.nodes.iter();
+        let count = |node: &Node| {
+            let counter = Cell::new(0);
+            let call = Call::counting(&self.device, program, node, &counter);
+            execute::execute(&node.op, Some(&call))?;
+            Ok((node.op.name(), counter.get()))
+        };
+        nodes.map(count).collect()
+    }
+
     fn memory(&self, buffer: &Buffer) -> &Memory {
         self.buffers[buffer.id].as_ref().expect("buffer in use")
     }
