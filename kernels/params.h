@@ -611,6 +611,37 @@ struct SamplerResidual {
     Len len;
 };
 
+/* linear_group.cu */
+
+/** Most layers of a group. */
+#define MOST_MEMBERS 24
+
+/** One layer of a group. */
+struct LinearMember {
+    const float *weight; /* [columns, c_in]; not read by the weight gradient */
+    const float *bias;   /* [columns], forward; may be null */
+    float *y;            /* [rows, columns], forward */
+    const float *d_y;    /* [rows, columns], backward */
+    float *d_weight;     /* [columns, c_in]; may be null */
+    float *d_bias;       /* [columns]; may be null */
+    Word columns;
+    Word first_block; /* of those along the members' columns */
+    Word lanes;       /* of the weight gradient */
+    Word add;         /* to d_weight */
+    Word add_bias;
+};
+
+/** Linear layers over the same rows; see ops::linear::LinearGroup. */
+struct LinearGroup {
+    const float *x; /* [rows, c_in] */
+    float *d_x;     /* [rows, c_in], backward data */
+    Word rows;
+    Word c_in;
+    Word count;
+    Word add; /* to d_x */
+    struct LinearMember members[MOST_MEMBERS];
+};
+
 /* axis_map.cu */
 
 /** y[o,j,i] = sum_k m[j,k] x[o,k,i], zeros of m left out. */

@@ -18,6 +18,37 @@ pub struct Linear {
     pub c_out: usize,
 }
 
+/// Which pass of its layers a group is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[allow(missing_docs)]
+pub enum GroupPass {
+    Forward,
+    BackwardData,
+    BackwardWeight,
+}
+
+/// Linear layers over the same rows in one launch, which only a backend's lowering
+/// makes. Operands by pass:
+/// - forward: inputs x, then weight and bias (optional) of each; outputs y of each.
+/// - to the data: inputs d_y and weight of each; output d_x, their sum in order.
+/// - to the weights: inputs x, then d_y of each; outputs d_weight, d_bias of each.
+#[derive(Clone, Debug, PartialEq, Eq)]
+#[allow(missing_docs)]
+pub struct LinearGroup {
+    pub rows: usize,
+    pub c_in: usize,
+    /// Outputs of each layer.
+    pub columns: Vec<usize>,
+    pub pass: GroupPass,
+}
+
+impl LinearGroup {
+    /// Floating-point operations of one pass.
+    pub fn flops(&self) -> u64 {
+        2 * (self.rows * self.c_in) as u64 * self.columns.iter().sum::<usize>() as u64
+    }
+}
+
 impl Linear {
     /// Floating-point operations of one pass.
     pub fn flops(&self) -> u64 {

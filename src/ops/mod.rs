@@ -44,6 +44,7 @@ pub enum Op {
     Linear(linear::Linear),
     LinearBackwardData(linear::Linear),
     LinearBackwardWeight(linear::Linear),
+    LinearGroup(linear::LinearGroup),
     Norm(norm::Norm),
     NormBackward(norm::Norm),
     Attention(attention::Attention),
@@ -101,6 +102,11 @@ impl Op {
             Op::Linear(_) => "linear_forward",
             Op::LinearBackwardData(_) => "linear_backward_data",
             Op::LinearBackwardWeight(_) => "linear_backward_weight",
+            Op::LinearGroup(op) => match op.pass {
+                linear::GroupPass::Forward => "linear_group_forward",
+                linear::GroupPass::BackwardData => "linear_group_backward_data",
+                linear::GroupPass::BackwardWeight => "linear_group_backward_weight",
+            },
             Op::Norm(_) => "norm_forward",
             Op::NormBackward(_) => "norm_backward",
             Op::Attention(_) => "attention_forward",
@@ -214,6 +220,7 @@ impl Op {
             | Op::Conv2dBackwardWeight(_)
             | Op::LinearBackwardData(_)
             | Op::LinearBackwardWeight(_)
+            | Op::LinearGroup(_)
             | Op::NormBackward(_)
             | Op::AttentionBackward(_)
             | Op::ActivateBackward(_)
@@ -256,6 +263,7 @@ impl Op {
             Op::Linear(op) | Op::LinearBackwardData(op) | Op::LinearBackwardWeight(op) => {
                 op.flops()
             }
+            Op::LinearGroup(op) => op.flops(),
             Op::Attention(op) => op.flops(),
             Op::AttentionBackward(op) => op.flops() * 5 / 2,
             Op::Empirical(op) | Op::EmpiricalBackward(op) => op.flops(),

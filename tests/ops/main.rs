@@ -13,6 +13,7 @@ mod embedding;
 mod empirical;
 mod gpu;
 mod linear;
+mod linear_group;
 mod loss;
 mod lowering;
 mod noising;

@@ -137,6 +137,11 @@ fn execute(pool: &Pool, node: &Node, a: &mut Arguments) -> Result<()> {
             let (x, d_y, workspace) = (a.input(0), a.input(1), a.workspace());
             linear::backward_weight(pool, isa, op, x, d_y, gradients.0, gradients.1, workspace);
         }
+        Op::LinearGroup(_) => {
+            // Only CUDA's lowering makes groups.
+            let problem = format!("the operation {} is CUDA's alone", node.op.name());
+            return Err(Error::Device { device: "cpu".into(), problem });
+        }
         Op::PackWeight(op) => conv2d::pack(pool, op, a.input(0), a.written(0)),
         Op::Activate(op) => pointwise::activate(pool, op, a.input(0), a.required(0)),
         Op::ActivateBackward(op) => {

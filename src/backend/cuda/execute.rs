@@ -3,9 +3,9 @@
 
 use super::arguments::Call;
 use super::{
-    attention, axis_map, broadcast, cast, concat, conv2d, dropout, embedding, empirical, loss,
-    matmul, noising, norm, optimizer, pointwise, pooling, resample, sampler_control, sampler_step,
-    variational,
+    attention, axis_map, broadcast, cast, concat, conv2d, dropout, embedding, empirical, group,
+    loss, matmul, noising, norm, optimizer, pointwise, pooling, resample, sampler_control,
+    sampler_step, variational,
 };
 use crate::error::{Error, Result};
 use crate::ops::Op;
@@ -24,6 +24,7 @@ pub(super) fn execute(op: &Op, call: Option<&Call>) -> Result<()> {
         Op::Linear(op) => with(call, op, matmul::forward),
         Op::LinearBackwardData(op) => with(call, op, matmul::backward_data),
         Op::LinearBackwardWeight(op) => with(call, op, matmul::backward_weight),
+        Op::LinearGroup(op) => with(call, op, group::linear_group),
         Op::Activate(op) => with(call, op, pointwise::activate),
         Op::ActivateBackward(op) => with(call, op, pointwise::activate_backward),
         Op::Add(op) => with(call, op, pointwise::add),

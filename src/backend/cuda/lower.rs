@@ -2,7 +2,7 @@
 //! scratch memory.
 
 use super::execute::execute;
-use super::{attention, conv2d, empirical, fuse, matmul, norm, optimizer};
+use super::{attention, conv2d, empirical, fuse, group, matmul, norm, optimizer};
 use crate::backend::{Precision, Program};
 use crate::error::Result;
 use crate::ops::Op;
@@ -17,6 +17,9 @@ pub(crate) fn lower(mut plan: Plan, precision: Precision) -> Result<Program> {
     if precision == Precision::Bf16 {
         plan.halve();
         plan.update_halves();
+    }
+    if precision == Precision::F32 {
+        group::group_linears(&mut plan);
     }
     let reads_halves =
         |node: &Node| node.inputs.iter().flatten().any(|&id| plan.tensor(id).space == Space::Half);

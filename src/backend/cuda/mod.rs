@@ -49,6 +49,8 @@ mod fuse;
 #[cfg(langevin_cuda)]
 mod graph;
 #[cfg(langevin_cuda)]
+mod group;
+#[cfg(langevin_cuda)]
 mod loss;
 #[cfg(langevin_cuda)]
 mod lower;
