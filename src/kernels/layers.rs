@@ -77,6 +77,47 @@ impl Kernels {
         self.launch(Op::LinearBackwardWeight(*op), vec![d_weight, d_bias], &[Some(x), Some(d_y)])
     }
 
+    /// Linear layers over the same rows, each with its weight and perhaps a bias; shapes: [`LinearGroup`](linear::LinearGroup).
+    pub fn linear_group_forward(
+        &self,
+        op: &linear::LinearGroup,
+        ys: &mut [DeviceTensor],
+        x: &DeviceTensor,
+        layers: &[(&DeviceTensor, Option<&DeviceTensor>)],
+    ) -> Result<()> {
+        let op = linear::LinearGroup { pass: linear::GroupPass::Forward, ..op.clone() };
+        let outputs = ys.iter_mut().map(|y| Some(Output::write(y))).collect();
+        let layers = layers.iter().flat_map(|&(weight, bias)| [Some(weight), bias]);
+        let inputs: Vec<_> = [Some(x)].into_iter().chain(layers).collect();
+        self.launch(Op::LinearGroup(op), outputs, &inputs)
+    }
+
+    /// The sum of their gradients by x, from d_y and weight of each; shapes: [`LinearGroup`](linear::LinearGroup).
+    pub fn linear_group_backward_data(
+        &self,
+        op: &linear::LinearGroup,
+        d_x: Output,
+        layers: &[(&DeviceTensor, &DeviceTensor)],
+    ) -> Result<()> {
+        let op = linear::LinearGroup { pass: linear::GroupPass::BackwardData, ..op.clone() };
+        let inputs: Vec<_> = layers.iter().flat_map(|&(d_y, w)| [Some(d_y), Some(w)]).collect();
+        self.launch(Op::LinearGroup(op), vec![Some(d_x)], &inputs)
+    }
+
+    /// Their gradients by weights and biases, in pairs; shapes: [`LinearGroup`](linear::LinearGroup).
+    pub fn linear_group_backward_weight(
+        &self,
+        op: &linear::LinearGroup,
+        gradients: Vec<Option<Output>>,
+        x: &DeviceTensor,
+        d_ys: &[&DeviceTensor],
+    ) -> Result<()> {
+        let op = linear::LinearGroup { pass: linear::GroupPass::BackwardWeight, ..op.clone() };
+        let d_ys = d_ys.iter().copied().map(Some);
+        let inputs: Vec<_> = [Some(x)].into_iter().chain(d_ys).collect();
+        self.launch(Op::LinearGroup(op), gradients, &inputs)
+    }
+
     /// Group or layer norm with its activation; mean and rstd are what the gradient needs; shapes: [`Norm`](norm::Norm).
     #[allow(clippy::too_many_arguments)] // The operands of one equation.
     pub fn norm_forward(

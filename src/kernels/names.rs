@@ -4,6 +4,7 @@ use std::any::type_name_of_val;
 
 use super::Kernels;
 use crate::ops::Op;
+use crate::ops::linear::GroupPass;
 
 /// The function of an op. Exhaustive, so that an op without one does not compile.
 fn function(op: &Op) -> &'static str {
@@ -14,6 +15,11 @@ fn function(op: &Op) -> &'static str {
         Op::Linear(_) => type_name_of_val(&Kernels::linear_forward),
         Op::LinearBackwardData(_) => type_name_of_val(&Kernels::linear_backward_data),
         Op::LinearBackwardWeight(_) => type_name_of_val(&Kernels::linear_backward_weight),
+        Op::LinearGroup(o) => match o.pass {
+            GroupPass::Forward => type_name_of_val(&Kernels::linear_group_forward),
+            GroupPass::BackwardData => type_name_of_val(&Kernels::linear_group_backward_data),
+            GroupPass::BackwardWeight => type_name_of_val(&Kernels::linear_group_backward_weight),
+        },
         Op::Norm(_) => type_name_of_val(&Kernels::norm_forward),
         Op::NormBackward(_) => type_name_of_val(&Kernels::norm_backward),
         Op::Attention(_) => type_name_of_val(&Kernels::attention_forward),

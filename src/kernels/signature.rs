@@ -5,7 +5,7 @@ use crate::error::{Error, Result};
 use crate::ops::Op;
 use crate::ops::attention::Attention;
 use crate::ops::conv2d::{Conv2d, PER_IMAGE, RESIDUAL};
-use crate::ops::linear::Linear;
+use crate::ops::linear::{GroupPass, Linear, LinearGroup};
 use crate::ops::loss::Loss;
 use crate::ops::noising::{Noising, Pick, coefficient, pick};
 use crate::ops::norm::{Domain, Norm};
@@ -143,6 +143,7 @@ fn signature(op: &Op) -> Result<Signature> {
         Op::Linear(o) | Op::LinearBackwardData(o) | Op::LinearBackwardWeight(o) => {
             return linear(op, o);
         }
+        Op::LinearGroup(o) => return linear_group(op, o),
         Op::Norm(o) | Op::NormBackward(o) => return norm(op, o),
         Op::Attention(o) | Op::AttentionBackward(o) => return attention(op, o),
         Op::Activate(o) => s(vec![f(&[o.len])], vec![f(&[o.len])]),
@@ -327,6 +328,32 @@ fn images(op: &Op, n: usize, len: usize, picks: Option<Pick>) -> Result<(Operand
     let dtype = if p.levels > 0 { DType::U8 } else { DType::F32 };
     let set = Operand { dtype: Kind::Is(dtype), ..f(&[p.rows, len]) };
     Ok((set, u(&[n, pick::COLUMNS])))
+}
+
+fn linear_group(op: &Op, o: &LinearGroup) -> Result<Signature> {
+    let count = o.columns.len();
+    expect(op, (1..=LinearGroup::MOST).contains(&count), "a launch takes 1 to 24 layers")?;
+    let sizes = [o.rows, o.c_in].into_iter().chain(o.columns.iter().copied());
+    expect(op, sizes.into_iter().all(|size| size < 1 << 30), "sizes fit 32 bits")?;
+    let x = f(&[o.rows, o.c_in]);
+    let weight = |c: usize| f(&[c, o.c_in]);
+    let columns = || o.columns.iter().copied();
+    Ok(match o.pass {
+        GroupPass::Forward => {
+            let layers = columns().flat_map(|c| [weight(c), opt(f(&[c]))]);
+            let outputs = columns().map(|c| f(&[o.rows, c])).collect();
+            Signature([x].into_iter().chain(layers).collect(), outputs)
+        }
+        GroupPass::BackwardData => {
+            let layers = columns().flat_map(|c| [f(&[o.rows, c]), weight(c)]);
+            Signature(layers.collect(), vec![x])
+        }
+        GroupPass::BackwardWeight => {
+            let d_y = columns().map(|c| f(&[o.rows, c]));
+            let outputs = columns().flat_map(|c| [opt(weight(c)), opt(f(&[c]))]).collect();
+            Signature([x].into_iter().chain(d_y).collect(), outputs)
+        }
+    })
 }
 
 fn noising(op: &Op, o: &Noising) -> Result<Signature> {

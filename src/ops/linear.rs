@@ -43,6 +43,9 @@ pub struct LinearGroup {
 }
 
 impl LinearGroup {
+    /// Layers of one launch.
+    pub const MOST: usize = 24;
+
     /// Floating-point operations of one pass.
     pub fn flops(&self) -> u64 {
         2 * (self.rows * self.c_in) as u64 * self.columns.iter().sum::<usize>() as u64

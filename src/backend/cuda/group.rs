@@ -21,8 +21,7 @@ const FEW_ROWS: usize = 256;
 /// Results of a block, along each side; as in linear_group.cu.
 const SIDE: usize = 32;
 
-/// Layers of one launch.
-const MOST_MEMBERS: usize = params::MOST_MEMBERS as usize;
+const _: () = assert!(LinearGroup::MOST == params::MOST_MEMBERS as usize);
 
 /// Groups the f32 linear layers of a plan, pass by pass.
 pub(super) fn group_linears(plan: &mut Plan) {
@@ -83,7 +82,7 @@ fn members(plan: &Plan, pass: GroupPass, first: usize) -> Vec<usize> {
     let of = shared(pass, &plan.nodes[first]);
     let mut members = vec![first];
     for (at, node) in plan.nodes.iter().enumerate().skip(first + 1) {
-        if members.len() == MOST_MEMBERS {
+        if members.len() == LinearGroup::MOST {
             break;
         }
         let fits = layer(plan, pass, node)
