@@ -71,9 +71,17 @@ pub fn read(entry: u64, by: Accessor, mask: u64) -> (u64, Option<Conflict>) {
     if by.strong {
         return (touched, conflict);
     }
-    let reader = e >> READER & BLOCK;
-    let reader = if reader == 0 || reader == by.block { by.block } else { MANY };
-    ((touched & !(BLOCK << READER)) | reader << READER | mask << RMASK, conflict)
+    // An entry knows one reader, or bytes that several have read: two blocks that read a
+    // half of the word each are no readers of each other's half.
+    let before = e >> RMASK & 15;
+    let (reader, bytes) = match e >> READER & BLOCK {
+        reader if reader == 0 || reader == by.block => (by.block, before | mask),
+        MANY => (MANY, before),
+        _ if before & mask != 0 => (MANY, before & mask),
+        _ => (by.block, mask),
+    };
+    let clear = BLOCK << READER | 15 << RMASK;
+    ((touched & !clear) | reader << READER | bytes << RMASK, conflict)
 }
 
 /// One word written: new entry and conflict.
@@ -215,4 +223,30 @@ pub fn touched(entry: u64, epoch: u64) -> (u32, u32) {
         return (0, 0);
     }
     ((entry >> RTOUCH & 15).count_ones(), (entry >> WTOUCH & 15).count_ones())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn of(block: u64) -> Accessor {
+        Accessor { block, epoch: 1, strong: false, read_only: false }
+    }
+
+    #[test]
+    fn blocks_that_read_and_write_a_half_of_a_word_each_do_not_race() {
+        let (entry, _) = read(0, of(1), 0b0011);
+        let (entry, _) = read(entry, of(2), 0b1100);
+        let (entry, first) = write(entry, of(1), 0b0011);
+        let (_, second) = write(entry, of(2), 0b1100);
+        assert_eq!((first, second), (None, None));
+    }
+
+    #[test]
+    fn what_two_blocks_read_neither_may_write() {
+        let (entry, _) = read(0, of(1), 0b1111);
+        let (entry, _) = read(entry, of(2), 0b0011);
+        assert_eq!(write(entry, of(1), 0b0011).1, Some(Conflict::Reads));
+        assert_eq!(write(entry, of(2), 0b0011).1, Some(Conflict::Reads));
+    }
 }
