@@ -103,3 +103,6 @@ template <int N> INLINE void store(Bf16 *p, Pack<N> x, int count, bool add = fal
             if (k < count) p[k] = __float2bfloat16_rn(x[k]);
     }
 }
+
+/// Writes or adds (in f32) one element.
+INLINE void put(Bf16 *p, float v, bool add) { *p = __float2bfloat16_rn(add ? __bfloat162float(*p) + v : v); }

@@ -3,7 +3,8 @@
  *
  * Order of fields: outputs, inputs, sizes, scalars. Pointers are device addresses;
  * shapes stand beside them. `add` is 0 to overwrite an output and 1 to add to it.
- * A pointer that may be null says so.
+ * A pointer that may be null says so. What is void here is f32 or bf16, as the kernel's
+ * name ends.
  */
 #ifndef LANGEVIN_PARAMS_H
 #define LANGEVIN_PARAMS_H
@@ -26,9 +27,9 @@ enum {
 
 /** y = f(x); backward d_x = f'(x) d_y. */
 struct Activate {
-    float *y;         /* [len]; backward: d_x */
-    const float *x;   /* [len] */
-    const float *d_y; /* [len]; null forward */
+    void *y;         /* [len]; backward: d_x */
+    const void *x;   /* [len] */
+    const void *d_y; /* [len]; null forward */
     Len len;
     Word activation;
     Word add;
@@ -36,9 +37,9 @@ struct Activate {
 
 /** y = (a + b) scale. */
 struct Add {
-    float *y;       /* [len] */
-    const float *a; /* [len] */
-    const float *b; /* [len] */
+    void *y;       /* [len] */
+    const void *a; /* [len] */
+    const void *b; /* [len] */
     Len len;
     float scale;
     Word add;
@@ -46,8 +47,8 @@ struct Add {
 
 /** y = x scale + offset. */
 struct Scale {
-    float *y;       /* [len] */
-    const float *x; /* [len] */
+    void *y;       /* [len] */
+    const void *x; /* [len] */
     Len len;
     float scale;
     float offset;
@@ -56,8 +57,8 @@ struct Scale {
 
 /** y[n,e] = x[n,e] s[n,column], or divided by it. */
 struct ScaleRows {
-    float *y;       /* [n, len] */
-    const float *x; /* [n, len] */
+    void *y;        /* [n, len] */
+    const void *x;  /* [n, len] */
     const float *s; /* [n, columns] */
     Len len;
     Word columns;
@@ -252,9 +253,9 @@ struct AdamW {
 
 /** y = x + e; sum: y = sum over positions of x. */
 struct PerImage {
-    float *y;       /* [n, spatial, channels]; sum: [n, channels] */
-    const float *x; /* [n, spatial, channels] */
-    const float *e; /* [n, channels]; null for the sum */
+    void *y;       /* [n, spatial, channels]; sum: [n, channels] */
+    const void *x; /* [n, spatial, channels] */
+    const void *e; /* [n, channels]; null for the sum */
     Len spatial;
     Word channels;
     Word add;
@@ -264,9 +265,9 @@ struct PerImage {
 
 /** y = [a, b] along channels. */
 struct Concat {
-    float *y;       /* [rows, c_a + c_b] */
-    const float *a; /* [rows, c_a] */
-    const float *b; /* [rows, c_b] */
+    void *y;       /* [rows, c_a + c_b] */
+    const void *a; /* [rows, c_a] */
+    const void *b; /* [rows, c_b] */
     Len rows;
     Word c_a;
     Word c_b;
@@ -275,8 +276,8 @@ struct Concat {
 
 /** d = channels from .. from + width of d_y. */
 struct ConcatBackward {
-    float *d;         /* [rows, width] */
-    const float *d_y; /* [rows, channels] */
+    void *d;         /* [rows, width] */
+    const void *d_y; /* [rows, channels] */
     Len rows;
     Word width;
     Word from;
@@ -288,8 +289,8 @@ struct ConcatBackward {
 
 /** y = x scale where the word is at least the threshold, else 0. */
 struct Dropout {
-    float *y;         /* [n, len] */
-    const float *x;   /* [n, len] */
+    void *y;          /* [n, len] */
+    const void *x;    /* [n, len] */
     const Word *keys; /* [n, 4] */
     Len len;
     Word threshold;
@@ -302,7 +303,7 @@ struct Dropout {
 
 /** [sin, cos] of phases, swapped with flip. */
 struct Waves {
-    float *y;       /* [n, dim] */
+    void *y;        /* [n, dim] */
     const float *t; /* [n] */
     const float *w; /* [dim / 2]; null for the sinusoidal embedding */
     double step;    /* sinusoidal: -ln(max_period) / (half - freq_shift) */
@@ -314,9 +315,9 @@ struct Waves {
 
 /** Rows of a table; backward: sums of the rows' gradients. */
 struct Lookup {
-    float *y;           /* [n, dim]; backward: d_table [rows, dim] */
+    void *y;            /* [n, dim]; backward: d_table [rows, dim] */
     Word *bad;          /* [1]: 1 + an image whose index is outside */
-    const float *table; /* [rows, dim]; backward: d_y [n, dim] */
+    const void *table;  /* [rows, dim]; backward: d_y [n, dim] */
     const Word *index;  /* [n] */
     Word n;
     Word rows;
@@ -330,8 +331,8 @@ enum { RESAMPLE_NEAREST = 0, RESAMPLE_AVERAGE = 1, RESAMPLE_FIR = 2 };
 
 /** Gathers y from x; backward: d_x from d_y, with the sizes as the kernel sees them. */
 struct Resample {
-    float *y;       /* [n, oh, ow, c] */
-    const float *x; /* [n, h, w, c] */
+    void *y;       /* [n, oh, ow, c] */
+    const void *x; /* [n, h, w, c] */
     Word h;
     Word w;
     Word oh;

@@ -2,10 +2,10 @@
 // every output row and column gathers from a short window of consecutive input rows
 // and columns, with weights from a table of four.
 //
-// x: [n, h, w, c], y: [n, oh, ow, c], f32. A thread takes four channels of an output
-// pixel; blocks over the pixels and channels of an image along x, images along y.
+// x: [n, h, w, c], y: [n, oh, ow, c], f32 or bf16. A thread takes the channels of an
+// output pixel that 16 bytes hold and sums in f32; blocks over the pixels and channels of an image along x, images along y.
 // The order of the sum is the window's, as on the CPU.
-#include "common.cuh"
+#include "half.cuh"
 
 /// Inputs that one output gathers along an axis: first .. first + count, where
 /// input first + i has weight weights[tap + i step]. Outside, inputs are mirrored.
@@ -67,19 +67,20 @@ INLINE int input_of(Window w, int i, int len) {
     return last - abs(last - abs(w.first + i));
 }
 
-ENTRY(resample_f32, Resample, 256) {
-    Word groups = (p.c + GROUP - 1) / GROUP;
+template <typename T> INLINE void resample(const Resample &p) {
+    constexpr int N = EACH<T>;
+    Word groups = (p.c + N - 1) / N;
     Len task = (Len)blockIdx.x * 256 + threadIdx.x;
     if (task >= (Len)p.oh * p.ow * groups) return;
-    Word c = (Word)(task % groups) * GROUP;
+    Word c = (Word)(task % groups) * N;
     Word pixel = (Word)(task / groups);
     int oy = pixel / p.ow, ox = pixel % p.ow;
-    int count = group_count(c, p.c);
-    const float *x = p.x + (Len)blockIdx.y * p.h * p.w * p.c;
-    float *y = p.y + ((Len)blockIdx.y * p.oh * p.ow + pixel) * p.c + c;
-    Group sum = {0, 0, 0, 0};
+    int count = pack_count<N>(c, p.c);
+    const T *x = (const T *)p.x + (Len)blockIdx.y * p.h * p.w * p.c;
+    T *y = (T *)p.y + ((Len)blockIdx.y * p.oh * p.ow + pixel) * p.c + c;
+    Pack<N> sum = {};
     bool empty = !p.add;
-    if (p.add) sum = load(y, count);
+    if (p.add) sum = load<N>((const T *)y, count);
     for (int a = 0; a < 3; a++) {
         Window rows = window(p, a, oy, p.h, p.oh);
         for (int i = 0; i < rows.count; i++) {
@@ -89,9 +90,9 @@ ENTRY(resample_f32, Resample, 256) {
                 Window columns = window(p, b, ox, p.w, p.ow);
                 for (int j = 0; j < columns.count; j++) {
                     float weight = row_weight * p.weights[columns.tap + j * columns.step];
-                    Group v = load(x + (row + input_of(columns, j, p.w)) * p.c + c, count);
+                    Pack<N> v = load<N>(x + (row + input_of(columns, j, p.w)) * p.c + c, count);
 #pragma unroll
-                    for (int k = 0; k < GROUP; k++) {
+                    for (int k = 0; k < N; k++) {
                         sum[k] = empty ? weight * v[k] : fmaf(v[k], weight, sum[k]);
                     }
                     empty = false;
@@ -101,3 +102,6 @@ ENTRY(resample_f32, Resample, 256) {
     }
     store(y, sum, count);
 }
+
+ENTRY(resample_f32, Resample, 256) { resample<float>(p); }
+ENTRY(resample_bf16, Resample, 256) { resample<Bf16>(p); }

@@ -1,7 +1,9 @@
 //! Between f32 and bf16.
 
 use super::Op;
-use crate::plan::{DType, Plan, Role, TensorId};
+use super::pointwise::Scale;
+use crate::error::Result;
+use crate::plan::{DType, Deriver, Node, Plan, Role, TensorId};
 
 /// `y = x` in the element type of y: from f32 to bf16 to nearest even, NaN stays NaN;
 /// from bf16 to f32 exactly. Added in f32 before it is rounded. Input x; output y.
@@ -12,6 +14,17 @@ use crate::plan::{DType, Plan, Role, TensorId};
 #[allow(missing_docs)]
 pub struct Cast {
     pub len: usize,
+}
+
+impl Cast {
+    /// The gradient goes on as it is.
+    pub(super) fn backward(&self, node: &Node, d: &mut Deriver) -> Result<()> {
+        let Some(d_y) = d.d_output(node, 0) else { return Ok(()) };
+        let d_x = d.d_input(node, 0);
+        let op = Scale { len: self.len, scale: 1.0, offset: 0.0 };
+        d.push(Op::Scale(op), &[Some(d_y)], &[d_x]);
+        Ok(())
+    }
 }
 
 impl Plan {

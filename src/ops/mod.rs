@@ -215,6 +215,7 @@ impl Op {
             Op::Empirical(op) => op.backward(node, d),
             Op::SamplerEstimate(op) => op.backward(node, d),
             Op::AxisMap(op) => op.backward(node, d),
+            Op::Cast(op) => op.backward(node, d),
             Op::SinusoidalEmbedding(_) | Op::FourierEmbedding(_) => Ok(()),
             Op::Conv2dBackwardData(_)
             | Op::Conv2dBackwardWeight(_)
@@ -245,8 +246,7 @@ impl Op {
             | Op::SamplerResidual(_)
             | Op::GlobalNorm(_)
             | Op::AdamW(_)
-            | Op::PackWeight(_)
-            | Op::Cast(_) => {
+            | Op::PackWeight(_) => {
                 unreachable!("{} is not a forward op of a network", self.name())
             }
         }

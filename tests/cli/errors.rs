@@ -33,7 +33,11 @@ fn wrong_flags_and_keys_exit_with_2_and_name_the_key() {
         &["nowhere.toml", "cifar10"],
     );
     fail(&train(&["--data", "digits", "--device", "gpu"]), 2, &["--device", "cuda"]);
-    fail(&train(&["--data", "digits", "--precision", "bf16"]), 2, &["bf16"]);
+    for precision in ["bf16", "tf32"] {
+        let arguments = ["--data", "digits", "--device", "cpu", "--precision", precision];
+        fail(&train(&arguments), 2, &[precision, "CUDA", "--precision f32"]);
+    }
+    fail(&train(&["--data", "digits", "--precision", "f16"]), 2, &["f16", "tf32, bf16"]);
     fail(&train(&[]), 2, &["--data"]);
     fail(&["sample", out], 2, &["--out"]);
     fail(&["fly"], 2, &["fly"]);

@@ -29,7 +29,7 @@ fn floats(path: &Path) -> BTreeMap<String, Vec<f32>> {
 }
 
 /// Everything a step leaves behind.
-fn state(run: &Path, step: u64) -> [BTreeMap<String, Vec<f32>>; 3] {
+pub fn state(run: &Path, step: u64) -> [BTreeMap<String, Vec<f32>>; 3] {
     let checkpoint = run.join("checkpoints").join(format!("step-{step}"));
     [
         "unet/diffusion_pytorch_model.safetensors",

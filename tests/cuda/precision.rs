@@ -4,7 +4,7 @@
 use langevin::backend::Precision;
 use langevin::plan::Mode;
 
-use crate::engine::{assert_same_bits, losses};
+use crate::engine::{assert_same_bits, losses, state};
 use crate::golden::{Derive, Golden, LARGE, Run, STRIDE, nhwc};
 use crate::{driver, succeed, text, train};
 
@@ -115,4 +115,49 @@ fn training_in_bf16_follows_f32_and_resumes_bit_exactly() {
     let more = ["--steps", "10", "--precision", "bf16"];
     succeed(driver.path(), &[&out[..], &more].concat(), &[("SOFTGPU_SEED", "3")]);
     assert_same_bits(&whole, &eager, 10);
+    // Files hold the f32 weights, not their bf16 copies.
+    for tensors in state(&whole, 10) {
+        let is_half = |v: &f32| v.to_bits() & 0xffff == 0;
+        let rounded = tensors.values().flatten().filter(|v| is_half(v)).count();
+        let all = tensors.values().map(Vec::len).sum::<usize>();
+        assert!(rounded * 10 < all, "{rounded} of {all} values are bf16");
+    }
+
+    let need = |precision: &str| {
+        let arguments = ["info", text(&whole), "--json", "--device", "cuda"];
+        let said =
+            succeed(driver.path(), &[&arguments[..], &["--precision", precision]].concat(), &[]);
+        let facts: serde_json::Value = serde_json::from_slice(&said.stdout).expect("JSON");
+        assert_eq!(facts["device"]["precision"], precision);
+        let of = |key: &str| facts["model"][key]["weights_bytes"].as_u64().expect("bytes");
+        (of("sample"), of("train"))
+    };
+    let (bytes, _) = need("tf32");
+    assert_eq!(need("bf16"), (bytes + bytes / 2, 2 * bytes), "the weights and their copies");
+}
+
+#[test]
+fn an_image_has_the_same_bits_alone_in_every_precision() {
+    if driver().is_none() {
+        return;
+    }
+    for (name, precision) in ["ddpm", "k-attention", "mlp-fourier"]
+        .into_iter()
+        .flat_map(|name| [(name, Precision::Bf16), (name, Precision::Tf32)])
+    {
+        let mut golden = Golden::read(name);
+        let predict = |golden: &Golden| {
+            let backend = crate::gpu::backend_in(precision).expect("built in");
+            let mut run = Run::new(backend, golden, Derive::Nothing);
+            run.run();
+            run.get(run.prediction)
+        };
+        let together = predict(&golden);
+        // The inputs of the first image do not depend on how many there are.
+        (golden.x_shape[0], golden.y_shape[0]) = (1, 1);
+        golden.tensors.get_mut("t").expect("times").truncate(1);
+        let alone = predict(&golden);
+        let bits = |v: &[f32]| v.iter().map(|v| v.to_bits()).collect::<Vec<_>>();
+        assert_eq!(bits(&alone), bits(&together[..alone.len()]), "{name} in {precision}");
+    }
 }

@@ -14,6 +14,9 @@
 //! for ops that do not fit a case; a test that uses it runs on CUDA as well inside
 //! [`on_every_backend`].
 
+#[cfg(langevin_cuda)]
+mod in_bf16;
+
 use std::cell::Cell;
 
 use langevin::Result;
@@ -222,6 +225,16 @@ impl Machine {
         self.download_range(space, offset, len)
     }
 
+    /// The values of a bf16 tensor.
+    pub fn download_half(&mut self, id: TensorId) -> Vec<half::bf16> {
+        let (space, offset) = self.program.place(id);
+        let mut bytes = vec![0; self.program.plan.tensor(id).bytes()];
+        let buffer = self.arenas.get(space).expect("allocated");
+        self.backend.download(buffer, offset, &mut bytes).expect("download");
+        let value = |b: &[u8]| half::bf16::from_le_bytes([b[0], b[1]]);
+        bytes.chunks_exact(2).map(value).collect()
+    }
+
     fn download_range(&mut self, space: Space, offset: usize, len: usize) -> Vec<f32> {
         let mut bytes = vec![0; len * 4];
         let buffer = self.arenas.get(space).expect("allocated");
@@ -251,6 +264,7 @@ impl Machine {
             let mut owned = vec![false; words];
             for (i, t) in self.program.plan.tensors.iter().enumerate() {
                 if t.space == space {
+                    // Tensors start at whole words; half of one may be the last's end.
                     let from = self.program.memory.offsets[i] / 4;
                     owned[from..from + t.bytes().div_ceil(4)].fill(true);
                 }
@@ -515,6 +529,8 @@ impl<'a> Case<'a> {
         self.check_instruction_sets(&outcome, terms);
         if self.has_kernels() {
             on_cuda(|| self.check_cuda(&outcome, terms, &expected));
+            #[cfg(langevin_cuda)]
+            self.check_half(&reference);
         }
     }
 

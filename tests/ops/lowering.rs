@@ -193,3 +193,45 @@ fn images_that_convolutions_read_in_place_are_not_made() {
         }
     }
 }
+
+/// What stands between the layers of a network needs no cast: see
+/// [`Case::check`](crate::common::Case::check), which tests these ops in bf16 then.
+#[cfg(langevin_cuda)]
+#[test]
+fn ops_between_layers_take_bf16() {
+    use crate::common::{Case, Input};
+    use langevin::ops::pointwise::Activation;
+    use langevin::ops::resample::Method;
+    let twice = Method::Nearest { factor: 2 };
+    let image = || Input::image(&[2, 4, 4, 8]);
+    let keys = || Input::words(&[2, 4], &[1, 2, 3, 4, 5, 6, 7, 8]);
+    let cases: [(&str, Case); 9] = [
+        ("activate", Case::new(&[image()], |p, t| p.activate(t[0], Activation::Silu))),
+        ("add", Case::new(&[image(), image()], |p, t| p.add(t[0], t[1], 0.5).unwrap())),
+        ("scale", Case::new(&[image()], |p, t| p.scale(t[0], 2.0, 1.0))),
+        ("concat", Case::new(&[image(), image()], |p, t| p.concat(t[0], t[1]).unwrap())),
+        ("dropout", Case::new(&[image(), keys()], |p, t| p.dropout(t[0], t[1], 0.5, 0).unwrap())),
+        ("resample", Case::new(&[image()], |p, t| p.resample(t[0], twice).unwrap())),
+        (
+            "add_per_image",
+            Case::new(&[image(), Input::image(&[2, 8])], |p, t| {
+                p.add_per_image(t[0], t[1]).unwrap()
+            }),
+        ),
+        (
+            "linear",
+            Case::new(&[image(), Input::parameter(&[6, 8])], |p, t| {
+                p.linear(t[0], t[1], None).unwrap()
+            }),
+        ),
+        (
+            "conv2d",
+            Case::new(&[image(), Input::parameter(&[6, 1, 1, 8])], |p, t| {
+                p.conv2d(t[0], t[1], None, Default::default()).unwrap()
+            }),
+        ),
+    ];
+    for (name, case) in cases {
+        assert!(case.takes_halves(), "{name} is computed in f32");
+    }
+}

@@ -24,6 +24,10 @@ struct Optimizer {
 
 impl Optimizer {
     fn new(sizes: &[usize], op: AdamW, threads: usize) -> Self {
+        Optimizer::on(sizes, op, |plan| Machine::new(plan, threads))
+    }
+
+    fn on(sizes: &[usize], op: AdamW, machine: impl FnOnce(Plan) -> Machine) -> Self {
         let mut plan = Plan::new();
         for (i, &len) in sizes.iter().enumerate() {
             let name = format!("weight_{i}");
@@ -36,7 +40,7 @@ impl Optimizer {
         let node = plan.nodes.last().unwrap();
         let state = [0, 1, 2, 3].map(|i| node.output(i).unwrap());
         let gradients = node.input(0);
-        let mut machine = Machine::new(plan, threads);
+        let mut machine = machine(plan);
         for space in [Space::FirstMoments, Space::SecondMoments] {
             machine.fill(space, 0.0);
         }
@@ -285,4 +289,26 @@ fn threads_change_no_bits_of_norm_and_state() {
             }
         }
     });
+}
+
+#[cfg(langevin_cuda)]
+#[test]
+fn adamw_in_bf16_writes_the_rounded_weights_of_its_ranges_alone() {
+    use langevin::backend::Precision;
+    for seed in 0..super::gpu::SEEDS {
+        super::gpu::set_seed(seed);
+        let mut o = Optimizer::on(&[5, 3, 20_011, 40, 16], adamw(None, 0.01), |plan| {
+            Machine::of(super::gpu::backend_in(Precision::Bf16).expect("built in"), plan)
+        });
+        let gradients = values(2, o.len());
+        o.step(&gradients, 1, 1e-2, 0.9);
+        let update = o.machine.program.plan.nodes.last().expect("the update");
+        let halves = update.output(4).expect("bf16 weights");
+        let (found, weights) = (o.machine.download_half(halves), o.state()[0].clone());
+        for (i, (found, weight)) in found.iter().zip(&weights).enumerate() {
+            let own = o.ranges.iter().any(|&(start, len)| (start..start + len).contains(&i));
+            let rounded = half::bf16::from_f32(*weight);
+            assert_eq!(found == &rounded, own, "element {i}: {found} for {weight}");
+        }
+    }
 }

@@ -113,9 +113,10 @@ impl<'a> Call<'a> {
         id.map_or(0, |id| self.program.plan.tensor(id).len())
     }
 
-    /// Element type of the output at position `i`; `None` when it is skipped.
-    pub fn output_dtype(&self, i: usize) -> Option<DType> {
-        self.node.output(i).map(|id| self.program.plan.tensor(id).dtype)
+    /// Element type of the output at position `i`, of an op that is only run for it.
+    pub fn written_dtype(&self, i: usize) -> DType {
+        let id = self.node.output(i).expect("required output of an op");
+        self.program.plan.tensor(id).dtype
     }
 
     /// Address of a tensor of `dtype` that a kernel takes in either type.
@@ -241,6 +242,15 @@ const GROUP: usize = 4;
 /// Elements that a thread of an elementwise kernel of either type handles, as in half.cuh.
 pub(super) fn each(dtype: DType) -> usize {
     16 / dtype.bytes()
+}
+
+/// The kernel for tensors of that type, f32 or bf16.
+pub(super) fn for_type<P>(
+    dtype: DType,
+    single: &'static Entry<P>,
+    half: &'static Entry<P>,
+) -> &'static Entry<P> {
+    if dtype == DType::BF16 { half } else { single }
 }
 
 /// Grid of a kernel whose threads handle `each` of `len` elements, `rows` times.

@@ -1,7 +1,9 @@
 //! Launches of `kernels/broadcast.cu`.
 
-use super::arguments::{Call, groups};
-use super::entries::{ADD_PER_IMAGE_F32, SUM_PER_IMAGE_F32, params};
+use super::arguments::{Call, each, for_type, packs};
+use super::entries::{
+    ADD_PER_IMAGE_BF16, ADD_PER_IMAGE_F32, SUM_PER_IMAGE_BF16, SUM_PER_IMAGE_F32, params,
+};
 use crate::error::Result;
 use crate::ops::broadcast::PerImage;
 
@@ -9,18 +11,22 @@ use crate::ops::broadcast::PerImage;
 const SUM_WIDTH: usize = 32;
 
 pub(super) fn add_per_image(op: &PerImage, call: &Call) -> Result<()> {
-    let (y, add) = call.required(0);
-    let (x, e) = (call.input(0), call.input(1));
+    let dtype = call.dtype(0);
+    let (y, add) = call.required_as(0, dtype);
+    let (x, e) = (call.input_as(0, dtype), call.input_as(1, dtype));
     let (spatial, channels) = (op.spatial as i64, op.channels as u32);
     let params = params::PerImage { y, x, e, spatial, channels, add };
-    let entry = &ADD_PER_IMAGE_F32;
-    call.launch(entry, groups(entry, op.spatial * op.channels, op.n), 0, &params)
+    let entry = for_type(dtype, &ADD_PER_IMAGE_F32, &ADD_PER_IMAGE_BF16);
+    let len = op.spatial * op.channels;
+    call.launch(entry, packs(entry, each(dtype), len, op.n), 0, &params)
 }
 
 pub(super) fn sum_per_image(op: &PerImage, call: &Call) -> Result<()> {
-    let (y, add) = call.required(0);
-    let (x, e) = (call.input(0), std::ptr::null());
+    let dtype = call.dtype(0);
+    let (y, add) = call.required_as(0, dtype);
+    let (x, e) = (call.input_as(0, dtype), std::ptr::null());
     let (spatial, channels) = (op.spatial as i64, op.channels as u32);
     let params = params::PerImage { y, x, e, spatial, channels, add };
-    call.launch(&SUM_PER_IMAGE_F32, [op.channels.div_ceil(SUM_WIDTH), op.n, 1], 0, &params)
+    let entry = for_type(dtype, &SUM_PER_IMAGE_F32, &SUM_PER_IMAGE_BF16);
+    call.launch(entry, [op.channels.div_ceil(SUM_WIDTH), op.n, 1], 0, &params)
 }

@@ -1,15 +1,16 @@
 //! Launches of `kernels/dropout.cu`.
 
-use super::arguments::{Call, groups};
-use super::entries::{DROPOUT_F32, params};
+use super::arguments::{Call, each, for_type, packs};
+use super::entries::{DROPOUT_BF16, DROPOUT_F32, params};
 use crate::error::Result;
 use crate::ops::dropout::Dropout;
 
 pub(super) fn dropout(op: &Dropout, call: &Call) -> Result<()> {
-    let (y, add) = call.required(0);
+    let dtype = call.dtype(0);
+    let (y, add) = call.required_as(0, dtype);
     let params = params::Dropout {
         y,
-        x: call.input(0),
+        x: call.input_as(0, dtype),
         keys: call.input_u32(1),
         len: op.len as i64,
         threshold: op.threshold(),
@@ -17,5 +18,6 @@ pub(super) fn dropout(op: &Dropout, call: &Call) -> Result<()> {
         scale: op.scale(),
         add,
     };
-    call.launch(&DROPOUT_F32, groups(&DROPOUT_F32, op.len, op.n), 0, &params)
+    let entry = for_type(dtype, &DROPOUT_F32, &DROPOUT_BF16);
+    call.launch(entry, packs(entry, each(dtype), op.len, op.n), 0, &params)
 }

@@ -1,12 +1,9 @@
 //! Launches of `kernels/resample.cu`.
 
-use super::arguments::Call;
-use super::entries::{RESAMPLE_F32, params};
+use super::arguments::{Call, each, for_type};
+use super::entries::{RESAMPLE_BF16, RESAMPLE_F32, params};
 use crate::error::Result;
 use crate::ops::resample::{Edge, Method, Resample};
-
-/// Channels of a thread, as in common.cuh.
-const GROUP: usize = 4;
 
 pub(super) fn resample(op: &Resample, call: &Call) -> Result<()> {
     launch(op, call, [op.h, op.w], op.output_size(), false)
@@ -23,10 +20,11 @@ fn launch(
     [oh, ow]: [usize; 2],
     backward: bool,
 ) -> Result<()> {
-    let (y, add) = call.required(0);
+    let dtype = call.dtype(0);
+    let (y, add) = call.required_as(0, dtype);
     let mut params = params::Resample {
         y,
-        x: call.input(0),
+        x: call.input_as(0, dtype),
         h: h as u32,
         w: w as u32,
         oh: oh as u32,
@@ -56,7 +54,8 @@ fn launch(
             params.weights = [d, c, b, a];
         }
     }
-    let tasks = oh * ow * op.c.div_ceil(GROUP);
-    let blocks = tasks.div_ceil(RESAMPLE_F32.threads as usize);
-    call.launch(&RESAMPLE_F32, [blocks, op.n, 1], 0, &params)
+    let tasks = oh * ow * op.c.div_ceil(each(dtype));
+    let entry = for_type(dtype, &RESAMPLE_F32, &RESAMPLE_BF16);
+    let blocks = tasks.div_ceil(entry.threads as usize);
+    call.launch(entry, [blocks, op.n, 1], 0, &params)
 }
