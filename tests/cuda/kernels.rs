@@ -260,7 +260,8 @@ fn the_example_of_a_foreign_program_runs() {
         return;
     }
     let mut command = std::process::Command::new(example);
-    let output = command.env("LD_LIBRARY_PATH", driver.path()).output().expect("it starts");
+    let output = command.env("LD_LIBRARY_PATH", crate::library_path(driver.path())).output();
+    let output = output.expect("it starts");
     let said = String::from_utf8_lossy(&output.stdout);
     assert!(output.status.success(), "{said}{}", crate::errors_of(&output));
     assert!(said.contains("d_filter [16, 3, 3, 3]"), "{said}");
