@@ -186,7 +186,7 @@ fn attention_in_bf16_adds_gradients_of_a_tensor_that_it_reads_thrice() {
         for s in [[2, 33, 33, 2, 16], [1, 20, 20, 1, 256]].map(shape) {
             let x = operands(s, 3.0)[0].clone();
             let scale = scale_of(s);
-            let found = Case::new(&[x.clone()], |p, t| {
+            let found = Case::new(std::slice::from_ref(&x), |p, t| {
                 // Between ops the gradient of y is bf16, and two of its parts are added to it.
                 let y = p.scale(t[0], 1.0, 0.0);
                 p.attention(y, y, y, s.heads, scale).unwrap()
