@@ -5,8 +5,8 @@
 #
 #     examples/correction.sh OUT [DATA] [STEPS] [COUNT]
 #
-# e.g. examples/correction.sh correction points:moons 2000, or, 5 minutes on two cores,
-# examples/correction.sh correction digits 250 500. Needs `langevin` in the PATH, or its path in
+# e.g. examples/correction.sh correction points:moons 2000, or, some minutes on two cores,
+# examples/correction.sh correction digits 200 500. Needs `langevin` in the PATH, or its path in
 # LANGEVIN. Prints the Frechet distance and MMD^2 of COUNT samples (2,000) for three seeds.
 set -eu
 langevin=${LANGEVIN:-langevin}
