@@ -9,7 +9,7 @@
 // D = 32, 64, 128 or 256. Tiles are fixed by the shape of one image, and every sum
 // has one order: the backward recomputes probabilities once for d_q and once for d_k
 // and d_v rather than add atomically.
-#include "math.cuh"
+#include "attention.cuh"
 
 /// Sizes of a kernel for head dimensions up to D with tiles of B rows.
 template <int D, int B> struct Tiles {
@@ -18,21 +18,6 @@ template <int D, int B> struct Tiles {
     static constexpr int WEIGHTS = B + 4; // of a row of scores
     static constexpr int COLUMNS = B / 8; // scores of a thread's row
     static constexpr int CHANNELS = D / 8; // results of a thread's row
-};
-
-/// One head of one image.
-struct Head {
-    Len q, kv;   // first element in q and o, in k and v
-    Len queries; // first element in lse and delta
-    Len row;     // from token to token
-
-    template <class P> INLINE explicit Head(const P &p) {
-        Len image = blockIdx.z, head = blockIdx.y;
-        row = (Len)p.heads * p.head_dim;
-        q = image * p.s_q * row + head * p.head_dim;
-        kv = image * p.s_kv * row + head * p.head_dim;
-        queries = (image * p.heads + head) * p.s_q;
-    }
 };
 
 /// Copies B rows from row `from` of a head on into a tile; zeros outside.

@@ -6,23 +6,8 @@
 // ldmatrix reads at once, lie in different banks. What a head or a sequence lacks is
 // filled with zeros.
 #pragma once
-#include "math.cuh"
+#include "attention.cuh"
 #include "matmul.cuh"
-
-/// One head of one image.
-struct Head {
-    Len q, kv;   // first element in q and o, in k and v
-    Len queries; // first element in lse and delta
-    Len row;     // from token to token
-
-    template <class P> INLINE explicit Head(const P &p) {
-        Len image = blockIdx.z, head = blockIdx.y;
-        row = (Len)p.heads * p.head_dim;
-        q = image * p.s_q * row + head * p.head_dim;
-        kv = image * p.s_kv * row + head * p.head_dim;
-        queries = (image * p.heads + head) * p.s_q;
-    }
-};
 
 /// Tiles of heads of D channels.
 template <int D> struct HeadTile {
