@@ -44,5 +44,3 @@ ENTRY(conv2d_backward_weight_f32_outputs_4x256, ConvOuter, 64, 6) { outer<Flat, 
 ENTRY(conv2d_backward_weight_f32_scattered_64x64, ConvOuter, 64, 4) { outer<Medium, OuterElements<Medium>>(p); }
 ENTRY(conv2d_backward_weight_f32_scattered_32x32, ConvOuter, 64, 8) { outer<Small, OuterElements<Small>>(p); }
 ENTRY(conv2d_backward_weight_f32_scattered_4x256, ConvOuter, 64, 6) { outer<Flat, OuterElements<Flat>>(p); }
-
-ENTRY(sum_lanes_f32, SumLanes, 256) { sum_lanes<float>(p); }

@@ -47,5 +47,3 @@ ENTRY(conv2d_backward_data_tf32_32x32, ConvGather, 64) { gather<Small32, false>(
 ENTRY(conv2d_backward_weight_tf32_128x128, ConvOuter, 128) { outer<Large32>(p); }
 ENTRY(conv2d_backward_weight_tf32_64x64, ConvOuter, 128) { outer<Medium32>(p); }
 ENTRY(conv2d_backward_weight_tf32_32x32, ConvOuter, 64, 8) { outer<Small32>(p); }
-
-ENTRY(sum_lanes_bf16, SumLanes, 256) { sum_lanes<Bf16>(p); }

@@ -286,9 +286,9 @@ template <class Tile> INLINE void store_gathered(const ConvGather &p, const Tile
     int first_row = blockIdx.x * Tile::BM, first_column = blockIdx.y * Tile::BN;
     int channels = p.groups * p.columns, area = p.down.count * p.along.count;
     bool dense = p.down.step == 1 && p.along.step == 1;
-    give<Tile, T>(tile, (float *)shared, p.pixels - first_row, p.columns - first_column,
-                  [&](int row, int column, Values<T> &values) {
-        int count = min(p.columns - first_column - column, CHUNK<T>);
+    int rows = p.pixels - first_row, columns = p.columns - first_column;
+    auto add_up = [&](int row, int column, Values<T> &values) {
+        int count = min(columns - column, CHUNK<T>);
         int channel = group * p.columns + first_column + column;
         Len pixel = first_row + row;
         int image = 0;
@@ -300,15 +300,29 @@ template <class Tile> INLINE void store_gathered(const ConvGather &p, const Tile
             pixel = ((Len)image * p.down.length + y) * p.along.length + x;
         }
         Len at = pixel * channels + channel;
-        if (p.lanes > 1) {
-            Len size = (Len)p.images * p.down.length * p.along.length * channels;
-            values.write(p.partial + lane * size + at, count, false);
-            return;
-        }
         if (p.bias) values.add(p.bias + channel, count);
         if (p.per_image) values.add((const T *)p.per_image + (Len)image * channels + channel, count);
         if (p.residual) values.add((const T *)p.residual + at, count);
         values.write((T *)p.y + at, count, p.add);
+    };
+    if (p.lanes == 1) {
+        give<Tile, T>(tile, (float *)shared, rows, columns, add_up);
+        return;
+    }
+    // Lanes are kept for results that lie densely.
+    Len size = (Len)p.pixels * channels;
+    auto partial = [&](int row, int column) {
+        return p.partial + (Len)(first_row + row) * channels + group * p.columns + first_column + column;
+    };
+    give<Tile, T>(tile, (float *)shared, rows, columns, [&](int row, int column, Values<T> &values) {
+        values.write(partial(row, column) + lane * size, min(columns - column, CHUNK<T>), false);
+    });
+    if (!is_last_lane(p, group)) return;
+    each_piece<Tile, T>(rows, columns, [&](int row, int column) {
+        Values<T> values;
+        values.clear();
+        for (int l = 0; l < p.lanes; l++) values.add(partial(row, column) + l * size, min(columns - column, CHUNK<T>));
+        add_up(row, column, values);
     });
 }
 

@@ -18,7 +18,8 @@
 //   tf32   f32 in memory, operands rounded to tf32 (to nearest, ties away), tensor cores
 //   bf16   bf16 in memory, tensor cores
 // Which tile shape computes an element does not change its bits; the parts ("lanes") in
-// which a reduction may be split are the caller's and are added in order.
+// which a reduction may be split are the caller's and are added in order, by the last of the
+// blocks that computed them.
 //
 //   copies   to shared memory, and where what is copied lies there
 //   tiles    how a block multiplies, and gives away what it has added up
@@ -28,40 +29,3 @@
 #include "few.cuh"
 #include "gather.cuh"
 #include "outer.cuh"
-
-/// Combines the lanes of a split reduction in order; a thread has GROUP results.
-template <typename T> INLINE void sum_lanes(const SumLanes &p) {
-    Len i = group_start(), size = p.len + p.len2;
-    int count = group_count(i, size);
-    if (count == 0) return;
-    Group sum = load(p.partial + i, count);
-    for (int lane = 1; lane < p.lanes; lane++) {
-        Group g = load(p.partial + lane * size + i, count);
-#pragma unroll
-        for (int k = 0; k < GROUP; k++) sum[k] += g[k];
-    }
-#pragma unroll
-    for (int k = 0; k < GROUP; k++) {
-        Len at = i + k;
-        if (k >= count) continue;
-        if (at >= p.len) {
-            if (p.y2) put(p.y2 + (at - p.len), sum[k], p.add2);
-            continue;
-        }
-        if (p.bias) sum[k] += p.bias[at % p.channels];
-        if (p.per_image) {
-            sum[k] += (float)((const T *)p.per_image)[at / p.image_len * p.channels + at % p.channels];
-        }
-        if (p.residual) sum[k] += (float)((const T *)p.residual)[at];
-    }
-    if (!p.y || i >= p.len) return;
-    int own = (int)min((Len)count, p.len - i);
-    T *y = (T *)p.y + i;
-    if constexpr (sizeof(T) == 4) {
-        store(y, sum, own, p.add);
-    } else {
-#pragma unroll
-        for (int k = 0; k < GROUP; k++)
-            if (k < own) y[k] = (T)(p.add ? sum[k] + (float)y[k] : sum[k]);
-    }
-}

@@ -288,22 +288,38 @@ template <class Tile, class Operands = BothColumns<Tile>> INLINE void outer(cons
     if (with_bias) reduce(std::true_type());
     else reduce(std::false_type());
 
-    Len weights = (Len)channels * all;
-    float *partial = p.lanes > 1 ? p.partial + lane * (weights + channels) : nullptr;
+    bool split = p.lanes > 1;
+    Len weights = (Len)channels * all, size = weights + channels;
+    float *partial = p.partial + lane * size;
+    int first_out = group * p.c_out + first_row, rows = p.c_out - first_row, columns = all - first_column;
     if (with_bias) {
         tile.for_bias([&](int row, float sum) {
-            if (first_row + row >= p.c_out) return;
-            int at = group * p.c_out + first_row + row;
-            if (partial) partial[weights + at] = sum;
-            else put(p.d_bias + at, sum, p.add_bias);
+            if (row >= rows) return;
+            if (split) partial[weights + first_out + row] = sum;
+            else put(p.d_bias + first_out + row, sum, p.add_bias);
         });
     }
+    auto index = [&](int row, int column) { return (Len)(first_out + row) * all + first_column + column; };
+    auto count = [&](int column) { return min(columns - column, CHUNK<float>); };
+    if (p.d_weight) {
+        float *to = split ? partial : (float *)p.d_weight;
+        give<Tile, float>(tile, (float *)shared, rows, columns, [&](int row, int column, Values<float> &values) {
+            values.write(to + index(row, column), count(column), !split && p.add);
+        });
+    }
+    if (!split || !is_last_lane(p, group)) return;
+    if (with_bias) {
+        for (int row = threadIdx.x; row < min(rows, Tile::BM); row += Tile::THREADS) {
+            float sum = 0.0f;
+            for (int l = 0; l < p.lanes; l++) sum += p.partial[l * size + weights + first_out + row];
+            put(p.d_bias + first_out + row, sum, p.add_bias);
+        }
+    }
     if (!p.d_weight) return;
-    float *to = partial ? partial : (float *)p.d_weight;
-    give<Tile, float>(tile, (float *)shared, p.c_out - first_row, all - first_column,
-                      [&](int row, int column, Values<float> &values) {
-        int count = min(all - first_column - column, CHUNK<float>);
-        Len at = (Len)(group * p.c_out + first_row + row) * all + first_column + column;
-        values.write(to + at, count, !partial && p.add);
+    each_piece<Tile, float>(rows, columns, [&](int row, int column) {
+        Values<float> values;
+        values.clear();
+        for (int l = 0; l < p.lanes; l++) values.add(p.partial + l * size + index(row, column), count(column));
+        values.write((float *)p.d_weight + index(row, column), count(column), p.add);
     });
 }

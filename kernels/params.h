@@ -100,7 +100,8 @@ struct ConvAxis {
  *  Source positions are those of x enlarged by 2^enlarge (nearest). */
 struct ConvGather {
     void *y;                /* [images, length, length, groups * columns] */
-    float *partial;         /* [lanes] of y, written instead of it; null for one lane */
+    float *partial;         /* [lanes] of y, summed up in it; null for one lane */
+    Word *counters;         /* one for each tile of results */
     const void *x;          /* [images, source, source, x_channels] */
     const void *x2;         /* as x with x2_channels, which follow x's; may be null */
     const void *weight;     /* [out, kernel_taps, in]: columns are out forward, in backward */
@@ -129,6 +130,7 @@ struct ConvOuter {
     void *d_weight;       /* [groups * c_out, kernel_taps, c_in] f32; null: skipped */
     float *d_bias;        /* [groups * c_out]; null: skipped */
     float *partial;       /* [lanes][d_weight, d_bias]; null for one lane */
+    Word *counters;       /* one for each tile of results */
     const void *x;        /* [images, source, source, x_channels] */
     const void *x2;       /* as x with x2_channels, which follow x's; may be null */
     const void *d_y;      /* [images, count, count, groups * c_out] */
@@ -150,23 +152,6 @@ struct ConvOuter {
     int add_bias;
     int few_offset;       /* bytes from the end of the tiles to pixels of d_y */
     int few_len;          /* elements that a tile's pixels of few channels take */
-};
-
-/** y = sum of the lanes' partial results, plus what is added. */
-struct SumLanes {
-    void *y;                /* [len]; null: skipped */
-    float *y2;              /* [len2], which follows each lane's len; null: skipped */
-    const float *partial;   /* [lanes, len + len2] */
-    const float *bias;      /* [channels]; may be null */
-    const void *per_image;  /* [len / image_len, channels]; may be null */
-    const void *residual;   /* [len]; may be null */
-    Len len;
-    Len len2;
-    Len image_len;          /* elements of an image */
-    int channels;
-    int lanes;
-    int add;
-    int add2;
 };
 
 /* noising.cu, loss.cu */

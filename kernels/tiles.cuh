@@ -2,6 +2,7 @@
 // what it has added up. See matmul.cuh for layout and order.
 #pragma once
 #include "copies.cuh"
+#include "last_block.cuh"
 
 /// A tile of BM x BN results, of which a thread computes TM x TN with fused multiply-adds:
 /// rows 4 t .. 4 t + 3 and again one tile half further, so that four lie side by side.
@@ -294,6 +295,11 @@ template <typename T> struct Values {
     static constexpr int COUNT = CHUNK<T>;
     float v[COUNT];
 
+    INLINE void clear() {
+#pragma unroll
+        for (int k = 0; k < COUNT; k++) v[k] = 0.0f;
+    }
+
     INLINE void add(const float *p, int count) {
         if (!p) return;
 #pragma unroll
@@ -342,18 +348,25 @@ template <typename T> struct Values {
     }
 };
 
-/// Gives `put(row, column, values)` the results of a tile, 16 bytes a thread side by side,
-/// by way of shared memory, which must be free. Columns past the last do not occur.
-template <class Tile, typename T, typename Put>
-INLINE void give(const Tile &tile, float *shared, int rows, int columns, Put put) {
+/// Shares the pieces of 16 bytes of T in a tile out among the threads: f(row, column).
+/// Columns past the last do not occur.
+template <class Tile, typename T, typename F> INLINE void each_piece(int rows, int columns, F f) {
     constexpr int ALONG = Tile::BN / CHUNK<T> > 0 ? Tile::BN / CHUNK<T> : 1;
-    __syncthreads();
-    tile.lay_out(shared);
-    __syncthreads();
 #pragma unroll 1
     for (int i = threadIdx.x; i < Tile::BM * ALONG; i += Tile::THREADS) {
         int row = i / ALONG, column = i % ALONG * CHUNK<T>;
-        if (row >= rows || column >= columns) continue;
+        if (row < rows && column < columns) f(row, column);
+    }
+}
+
+/// Gives `put(row, column, values)` the results of a tile, 16 bytes a thread side by side,
+/// by way of shared memory, which must be free.
+template <class Tile, typename T, typename Put>
+INLINE void give(const Tile &tile, float *shared, int rows, int columns, Put put) {
+    __syncthreads();
+    tile.lay_out(shared);
+    __syncthreads();
+    each_piece<Tile, T>(rows, columns, [&](int row, int column) {
         // Of eight values every second group of four threads reads the upper half first:
         // eight threads then meet all banks.
         constexpr int HALVES = CHUNK<T> / 4;
@@ -371,7 +384,13 @@ INLINE void give(const Tile &tile, float *shared, int rows, int columns, Put put
             values.v[4 * k] = v.x, values.v[4 * k + 1] = v.y, values.v[4 * k + 2] = v.z, values.v[4 * k + 3] = v.w;
         }
         put(row, column, values);
-    }
+    });
+}
+
+/// Whether this block is the last of the lanes of its tile of results.
+template <class P> INLINE bool is_last_lane(const P &p, int group) {
+    int tile = blockIdx.x + gridDim.x * (blockIdx.y + gridDim.y * group);
+    return is_last_block(p.counters + tile, p.lanes);
 }
 
 template <class Tile> constexpr int STAGE_BYTES = (Tile::BM + Tile::BN) * ROW_BYTES;

@@ -212,6 +212,11 @@ impl<'a> Call<'a> {
         }
     }
 
+    /// Where blocks that share a result count who is last; see [`Device::counters`].
+    pub fn counters(&self) -> *mut u32 {
+        self.device.counters()
+    }
+
     /// A word that is 0 until a kernel writes 1 + the image whose index lies outside
     /// its table.
     pub fn bad_index(&self) -> *mut u32 {

@@ -19,10 +19,14 @@ const PLAIN_SHARED_BYTES: u32 = 32 << 10;
 /// Where a grid is too large for the hardware, by axis.
 const MOST_BLOCKS: [usize; 3] = [(1 << 31) - 1, 65_535, 65_535];
 
+/// Counters of a stream, which kernels use in turn ([`Device::counters`]).
+pub(super) const COUNTERS: usize = 1 << 16;
+
 /// A device with a stream; kernels are loaded when they are first used.
 pub struct Device {
     context: Arc<CudaContext>,
     stream: Arc<CudaStream>,
+    counters: Memory,
     shared: Arc<Shared>,
 }
 
@@ -94,6 +98,8 @@ impl Device {
             ));
         }
         let stream = context.new_stream().map_err(failed("cannot make a stream"))?;
+        let counters =
+            cleared_counters(&context, &stream).map_err(failed("cannot set up counters"))?;
         let shared = Shared {
             ordinal,
             name,
@@ -103,7 +109,7 @@ impl Device {
             functions: Mutex::default(),
             sync_each: std::env::var(SYNC_VARIABLE).is_ok_and(|v| v == "1"),
         };
-        Ok(Arc::new(Device { context, stream, shared: Arc::new(shared) }))
+        Ok(Arc::new(Device { context, stream, counters, shared: Arc::new(shared) }))
     }
 
     /// The same device and loaded kernels with a stream of its own: work on it is
@@ -111,8 +117,10 @@ impl Device {
     pub fn with_own_stream(&self) -> Result<Arc<Self>> {
         self.bind()?;
         let stream = self.context.new_stream().map_err(self.failed("cannot make a stream"))?;
+        let counters = cleared_counters(&self.context, &stream)
+            .map_err(self.failed("cannot set up counters"))?;
         let (context, shared) = (self.context.clone(), self.shared.clone());
-        Ok(Arc::new(Device { context, stream, shared }))
+        Ok(Arc::new(Device { context, stream, counters, shared }))
     }
 
     /// Its number.
@@ -143,6 +151,12 @@ impl Device {
     /// The stream that everything runs on.
     pub fn stream(&self) -> &Arc<CudaStream> {
         &self.stream
+    }
+
+    /// [`COUNTERS`] words in device memory that are 0 whenever no kernel of the stream
+    /// runs: blocks that share a result count there who is last (`kernels/last_block.cuh`).
+    pub(super) fn counters(&self) -> *mut u32 {
+        self.counters.address() as *mut u32
     }
 
     /// Whether every op is waited for.
@@ -316,6 +330,17 @@ impl Device {
             device_error(self.shared.ordinal, say(&what, e))
         })
     }
+}
+
+/// Counters for the kernels of a stream.
+fn cleared_counters(
+    context: &Arc<CudaContext>,
+    stream: &CudaStream,
+) -> std::result::Result<Memory, DriverError> {
+    let memory = Memory::new(context, 4 * COUNTERS)?;
+    // SAFETY: the allocation has that many bytes.
+    unsafe { result::memset_d8_async(memory.address(), 0, memory.bytes(), stream.cu_stream()) }?;
+    Ok(memory)
 }
 
 /// The machine code that a card of this capability runs best: code runs on the minor

@@ -2,9 +2,9 @@
 //! they need.
 #![allow(unsafe_code)] // Launches on addresses whose sizes were checked.
 
-use super::super::arguments::{Call, groups};
+use super::super::arguments::Call;
 use super::super::device::Device;
-use super::super::entries::{Entry, SUM_LANES_BF16, SUM_LANES_F32, params};
+use super::super::entries::{Entry, params};
 use super::few;
 use super::tiles::{self, Reading};
 use super::{Arithmetic, MULTIPROCESSORS, Source};
@@ -39,7 +39,6 @@ pub(super) struct Layer {
 pub(super) enum Launch {
     Gather(&'static Entry<params::ConvGather>, [usize; 3], u32, params::ConvGather),
     Outer(&'static Entry<params::ConvOuter>, [usize; 3], u32, params::ConvOuter),
-    Sum(&'static Entry<params::SumLanes>, params::SumLanes),
 }
 
 impl Launch {
@@ -55,10 +54,6 @@ impl Launch {
                 Launch::Outer(entry, grid, shared, p) => {
                     device.launch(op, entry, *grid, *shared, p)
                 }
-                Launch::Sum(entry, p) => {
-                    let grid = groups(entry, (p.len + p.len2) as usize, 1);
-                    device.launch(op, entry, grid, 0, p)
-                }
             }
         }
     }
@@ -67,9 +62,6 @@ impl Launch {
         match self {
             Launch::Gather(entry, grid, shared, p) => call.launch(entry, grid, shared, &p),
             Launch::Outer(entry, grid, shared, p) => call.launch(entry, grid, shared, &p),
-            Launch::Sum(entry, p) => {
-                call.launch(entry, groups(entry, (p.len + p.len2) as usize, 1), 0, &p)
-            }
         }
     }
 }
@@ -78,6 +70,7 @@ impl Launch {
 pub(super) struct GatherOperands {
     pub(super) y: *mut f32,
     pub(super) workspace: *mut f32,
+    pub(super) counters: *mut u32,
     pub(super) x: *const f32,
     pub(super) x2: *const f32,
     pub(super) weight: *const f32,
@@ -92,6 +85,7 @@ pub(super) struct OuterOperands {
     pub(super) d_weight: *mut f32,
     pub(super) d_bias: *mut f32,
     pub(super) workspace: *mut f32,
+    pub(super) counters: *mut u32,
     pub(super) x: *const f32,
     pub(super) x2: *const f32,
     pub(super) d_y: *const f32,
@@ -260,13 +254,6 @@ impl Layer {
         }
     }
 
-    fn sum(&self) -> &'static Entry<params::SumLanes> {
-        match self.arithmetic {
-            Arithmetic::F32 | Arithmetic::Tf32 => &SUM_LANES_F32,
-            Arithmetic::Bf16 => &SUM_LANES_BF16,
-        }
-    }
-
     /// The forward pass, or the backward pass to the data: one launch for each residue
     /// of a position modulo the stride.
     pub(super) fn launch_gather(
@@ -305,10 +292,10 @@ impl Layer {
             return Ok(());
         }
         let source = if pass == Pass::Forward { self.source } else { Source::default() };
-        let split = gather.lanes > 1;
         let p = params::ConvGather {
             y: operands.y.cast(),
-            partial: if split { operands.workspace } else { std::ptr::null_mut() },
+            partial: if gather.lanes > 1 { operands.workspace } else { std::ptr::null_mut() },
+            counters: operands.counters,
             x: operands.x.cast(),
             x2: operands.x2.cast(),
             weight: operands.weight.cast(),
@@ -351,26 +338,7 @@ impl Layer {
             }
         }
         let grid = tile.grid(pixels, gather.columns, parts);
-        launch(Launch::Gather(tile.entry, grid, shared as u32, p))?;
-        if !split {
-            return Ok(());
-        }
-        let sum = params::SumLanes {
-            y: p.y,
-            y2: std::ptr::null_mut(),
-            partial: p.partial,
-            bias: p.bias,
-            per_image: p.per_image,
-            residual: p.residual,
-            len: self.results(pass) as i64,
-            len2: 0,
-            image_len: (self.results(pass) / op.n) as i64,
-            channels: p.groups * p.columns,
-            lanes: p.lanes,
-            add: p.add,
-            add2: 0,
-        };
-        launch(Launch::Sum(self.sum(), sum))
+        launch(Launch::Gather(tile.entry, grid, shared as u32, p))
     }
 
     fn outer_lanes(&self) -> usize {
@@ -407,6 +375,7 @@ impl Layer {
             d_weight: operands.d_weight.cast(),
             d_bias: operands.d_bias,
             partial: if lanes > 1 { operands.workspace } else { std::ptr::null_mut() },
+            counters: operands.counters,
             x: operands.x.cast(),
             x2: operands.x2.cast(),
             d_y: operands.d_y.cast(),
@@ -456,25 +425,6 @@ impl Layer {
             shared = tile.shared_bytes();
         }
         let grid = tile.grid(c_out, taps * c_in, parts);
-        launch(Launch::Outer(tile.entry, grid, shared as u32, p))?;
-        if lanes == 1 {
-            return Ok(());
-        }
-        let sum = params::SumLanes {
-            y: p.d_weight,
-            y2: p.d_bias,
-            partial: p.partial,
-            bias: std::ptr::null(),
-            per_image: std::ptr::null(),
-            residual: std::ptr::null(),
-            len: op.weight_len() as i64,
-            len2: op.c_out as i64,
-            image_len: 1,
-            channels: 1,
-            lanes: p.lanes,
-            add: p.add,
-            add2: p.add_bias,
-        };
-        launch(Launch::Sum(&SUM_LANES_F32, sum))
+        launch(Launch::Outer(tile.entry, grid, shared as u32, p))
     }
 }

@@ -55,6 +55,7 @@ fn gather_node(op: &Conv2d, call: &Call, pass: Pass) -> Result<()> {
     let operands = GatherOperands {
         y: y.cast(),
         workspace: call.workspace(),
+        counters: call.counters(),
         x: call.input_as(0, dtype).cast(),
         x2: of_forward(SECOND),
         weight: call.input_as(1, dtype).cast(),
@@ -89,6 +90,7 @@ pub(in crate::backend::cuda) fn backward_weight(op: &Conv2d, call: &Call) -> Res
         d_weight,
         d_bias,
         workspace: call.workspace(),
+        counters: call.counters(),
         x: call.input_as(0, dtype).cast(),
         x2: call.optional_as(SECOND, dtype).cast(),
         d_y: call.input_as(1, dtype).cast(),

@@ -95,6 +95,7 @@ impl<'a> Convolution<'a> {
         let operands = GatherOperands {
             y: std::ptr::null_mut(),
             workspace: std::ptr::null_mut(),
+            counters: std::ptr::null_mut(),
             x: null,
             x2: null,
             weight: null,
@@ -118,6 +119,7 @@ impl<'a> Convolution<'a> {
             d_weight: std::ptr::null_mut(),
             d_bias: std::ptr::null_mut(),
             workspace: std::ptr::null_mut(),
+            counters: std::ptr::null_mut(),
             x: null,
             x2: null,
             d_y: null,
@@ -187,6 +189,7 @@ impl<'a> Convolution<'a> {
         let operands = GatherOperands {
             y: address_mut(Some(y)),
             workspace: address_mut(Some(workspace)),
+            counters: self.device.counters(),
             x: address(Some(x)),
             x2: address(x2),
             weight: address(Some(weight)),
@@ -220,6 +223,7 @@ impl<'a> Convolution<'a> {
         let operands = GatherOperands {
             y: address_mut(Some(d_x)),
             workspace: address_mut(Some(workspace)),
+            counters: self.device.counters(),
             x: address(Some(d_y)),
             x2: std::ptr::null(),
             weight: address(Some(weight)),
@@ -256,6 +260,7 @@ impl<'a> Convolution<'a> {
             d_weight: address_mut(d_weight.map(|o| o.0)),
             d_bias: address_mut(d_bias.map(|o| o.0)),
             workspace: address_mut(Some(workspace)),
+            counters: self.device.counters(),
             x: address(Some(x)),
             x2: address(x2),
             d_y: address(Some(d_y)),
