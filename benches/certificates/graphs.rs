@@ -1,10 +1,13 @@
 //! Item 14: what one sampling step and one training step are to the driver, by the product's
-//! own code. Nodes of ddpm-cifar10's graphs are counted as they are launched, and the
-//! program ends before they run; what surrounds a replayed graph is counted in whole runs of
+//! own code. Nodes of ddpm-cifar10's graphs are counted from the lowered plans, in f32 and
+//! bf16, for one image and for 128; in f32 for one image also as they are launched, and the
+//! program ends before they run. What surrounds a replayed graph is counted in whole runs of
 //! the digits preset.
 
+use std::collections::BTreeMap;
+
 use langevin::backend::cuda::Cuda;
-use langevin::backend::{Engine, Program, WeightSet};
+use langevin::backend::{Engine, Precision, Program, WeightSet};
 use langevin::config::{self, Config};
 use langevin::diffusion::sampler::run::Request;
 use langevin::diffusion::sampler::{Kind, Options, Setup};
@@ -22,7 +25,11 @@ use crate::table::Target::{AtMost, Is};
 /// last is a replay.
 const STEPS: usize = 4;
 
-/// A preset with one image a batch, and its network on the software GPU.
+/// Most nodes of a sampling step, and of a training step.
+const MOST_SAMPLING: f64 = 150.0;
+const MOST_TRAINING: f64 = 480.0;
+
+/// A preset, and its network on the software GPU.
 struct Subject {
     config: Config,
     network: Network,
@@ -31,14 +38,20 @@ struct Subject {
 }
 
 impl Subject {
+    /// In f32, one image a batch, with memory for its weights.
     fn new(gpu: &Gpu, preset: &str, training: bool) -> Self {
+        Subject::with(preset, 1, backend(gpu, Precision::F32), Some(training))
+    }
+
+    /// `memory`: whether to train, or `None` to lower plans alone.
+    fn with(preset: &str, batch: usize, backend: Cuda, memory: Option<bool>) -> Self {
         let read = config::read(preset).expect("a preset");
         let mut config = Config::from_value(read).expect("valid");
-        config.train.batch = 1;
+        config.train.batch = batch;
         let network = config.model.clone();
         let image = network.sample_shape().expect("presets name a size");
-        let len = network.parameters().expect("valid").arena_len();
-        let backend = Cuda::sharing(&gpu.device).expect("a backend");
+        let of_weights = network.parameters().expect("valid").arena_len();
+        let (len, training) = memory.map_or((1, false), |training| (of_weights, training));
         let engine = Engine::new(Box::new(backend), len, training).expect("memory");
         Subject { config, network, engine, image }
     }
@@ -50,7 +63,7 @@ impl Subject {
             kind: Kind::Ddim,
             setup: Setup::of_scheduler(&self.config.scheduler, options).expect("valid"),
             image: self.image,
-            batch: 1,
+            batch: self.config.train.batch,
             guidance: 1.0,
             given_noise: false,
         };
@@ -70,14 +83,49 @@ pub fn certify(table: &mut Table, gpu: &Gpu) {
     table.note("the digits preset, the last of four steps: a replay");
     replayed_sampling(table, gpu);
     replayed_training(table, gpu);
-    table.note("ddpm-cifar10 in f32, one image: kernels of a node follow the image's size alone");
+    for precision in [Precision::F32, Precision::Bf16] {
+        for batch in [1, 128] {
+            table.note(&format!(
+                "ddpm-cifar10 in {precision}, batch {batch}: launches by operation"
+            ));
+            let subject = Subject::with("cifar10", batch, backend(gpu, precision), None);
+            let cuda = backend(gpu, precision);
+            counted(
+                table,
+                &cuda,
+                "sampling step (ddim)",
+                MOST_SAMPLING,
+                subject.sampler().program(),
+            );
+            let programs = subject.step();
+            let program = programs.programs().pop().expect("a program");
+            counted(table, &cuda, "training step", MOST_TRAINING, program);
+        }
+    }
+    table.note("ddpm-cifar10 in f32, one image, as its graphs are launched");
     let sampling = Subject::new(gpu, "cifar10", false);
     let program = sampling.sampler().program().clone();
-    nodes(table, gpu, "sampling step (ddim)", 150.0, sampling.engine, program);
+    nodes(table, gpu, "sampling step (ddim)", MOST_SAMPLING, sampling.engine, program);
     let training = Subject::new(gpu, "cifar10", true);
     let programs = training.step();
     let program = programs.programs().pop().expect("a program").clone();
-    nodes(table, gpu, "training step", 480.0, training.engine, program);
+    nodes(table, gpu, "training step", MOST_TRAINING, training.engine, program);
+}
+
+fn backend(gpu: &Gpu, precision: Precision) -> Cuda {
+    Cuda::sharing(&gpu.device).expect("a backend").with_precision(precision)
+}
+
+/// Counts the launches of a program.
+fn counted(table: &mut Table, cuda: &Cuda, name: &str, most: f64, program: &Program) {
+    let mut by_op = BTreeMap::new();
+    for (op, launches) in cuda.graph_nodes(program).expect("every operation has kernels") {
+        *by_op.entry(op).or_insert(0) += launches;
+    }
+    let all: usize = by_op.values().sum();
+    let parts: Vec<String> = by_op.iter().map(|(op, n)| format!("{op} {n}")).collect();
+    table.note(&parts.join(", "));
+    table.line(14, &format!("{name}: graph nodes"), all as f64, AtMost(most));
 }
 
 /// Counts the nodes of a program's graph as it is launched. Nothing waits for it: the software

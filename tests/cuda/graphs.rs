@@ -7,7 +7,9 @@ use std::sync::atomic::{AtomicUsize, Ordering::SeqCst};
 
 use langevin::Result;
 use langevin::backend::cuda::Cuda;
-use langevin::backend::{Arenas, Backend, Buffer, DeviceInfo, Engine, Fetch, Program, WeightSet};
+use langevin::backend::{
+    Arenas, Backend, Buffer, DeviceInfo, Engine, Fetch, Precision, Program, WeightSet,
+};
 use langevin::config::Config;
 use langevin::diffusion::sampler::run::Request;
 use langevin::diffusion::sampler::{Kind, Options, Setup};
@@ -57,18 +59,24 @@ fn programs(engine: &Engine, config: &Config, resident: usize) -> StepPrograms {
 fn steps_of_ddpm_cifar10_have_no_more_graph_nodes_than_before() {
     let Some(device) = crate::gpu::device() else { return };
     let preset = langevin::config::read("cifar10").expect("a preset");
-    for (batch, most_train, most_sample) in [(1, 653, 171), (128, 707, 183)] {
+    let cases = [
+        (Precision::F32, 1, 653, 171),
+        (Precision::F32, 128, 707, 183),
+        (Precision::Bf16, 1, 798, 203),
+        (Precision::Bf16, 128, 798, 203),
+    ];
+    for (precision, batch, most_train, most_sample) in cases {
         let mut config = Config::from_value(preset.clone()).expect("valid");
         config.train.batch = batch;
-        let cuda = || Cuda::sharing(&device).expect("a backend");
+        let cuda = || Cuda::sharing(&device).expect("a backend").with_precision(precision);
         let engine = Engine::new(Box::new(cuda()), 0, true).expect("no memory");
         let step = programs(&engine, &config, 50_000);
         let sampling = drawing(&config, None, batch).prepare(&engine).expect("lowers");
         assert_eq!(step.programs().len(), 1, "one graph a step");
         let (by_op, train) = nodes(&cuda(), step.programs()[0]);
-        println!("batch {batch}: training step {train} nodes: {by_op:?}");
+        println!("{precision}, batch {batch}: training step {train} nodes: {by_op:?}");
         let (by_op, sample) = nodes(&cuda(), sampling.program());
-        println!("batch {batch}: sampling step {sample} nodes: {by_op:?}");
+        println!("{precision}, batch {batch}: sampling step {sample} nodes: {by_op:?}");
         assert_eq!(by_op["sampler_step"], 1);
         assert!(train <= most_train && sample <= most_sample, "{train} and {sample}");
     }
