@@ -8,7 +8,9 @@
 // over a domain, m1 and m2 of
 //   d_x = rstd (dv gain - m1 - xhat m2).
 //
-// x: [n, spatial, channels] f32.
+// x: [n, spatial, channels] f32; of a group norm also two tensors side by side in channels,
+// so that a concatenation need not be formed. Its gradient is then two tensors too, to which
+// what other readers of the concatenation left in one (`joined`) is added.
 // Group: one block a slice of whole groups of one image (at least a sector of
 // channels wide). The block's threads stand in a grid of columns (V channels) x rows
 // (positions); where the slice fits, it is read once and kept in shared memory.
@@ -16,6 +18,7 @@
 // Sums: f32 over 16 terms, f64 over those, then a fixed tree; mean corrected by what
 // the second sweep finds. Nothing depends on the batch.
 #include "math.cuh"
+#include "norm.cuh"
 
 constexpr int THREADS = 256;
 constexpr int SHORT = 16; // terms of an f32 sum
@@ -120,14 +123,13 @@ template <int V> struct Place {
         in_group = column - group * group_columns;
     }
 
-    /// Calls f(element offset in the image, offset in the slice's copy) for the
-    /// thread's positions of column c, and `fold` after every SHORT of them.
-    template <class F, class G>
-    INLINE void each(Len spatial, int channels, int c, F f, G fold) const {
+    /// Calls f(position, offset in the slice's copy) for the thread's positions of
+    /// column c, and `fold` after every SHORT of them.
+    template <class F, class G> INLINE void each(Len spatial, int c, F f, G fold) const {
         if (!active) return;
         int left = SHORT;
         for (Len s = row; s < spatial; s += rows) {
-            f(s * channels + from + c * V, (int)(s * columns + c) * V);
+            f(s, (int)(s * columns + c) * V);
             if (--left == 0) {
                 fold();
                 left = SHORT;
@@ -177,15 +179,18 @@ template <int V> INLINE void group_forward(const Norm &p) {
     extern __shared__ __align__(16) float cache[];
     __shared__ double sums[2][THREADS];
     Place<V> at(p.channels, p.groups, p.slice);
-    const float *x = p.x + at.image * p.spatial * p.channels;
+    auto source = [&](int c) {
+        return Source<const float>(p.x, p.x2, p.channels, p.x2_channels, at.image, p.spatial, at.from + c * V);
+    };
     double elements = (double)(p.spatial * (p.channels / p.groups));
 
     Sum first, second;
     for (int c = at.column; c < at.columns; c += THREADS) {
+        Source<const float> x = source(c);
         at.each(
-            p.spatial, p.channels, c,
-            [&](Len i, int kept) {
-                Lanes<V> l = read<V>(x + i);
+            p.spatial, c,
+            [&](Len s, int kept) {
+                Lanes<V> l = read<V>(x.at(s));
                 if (p.cached) write<V>(cache + kept, l);
 #pragma unroll
                 for (int k = 0; k < V; k++) first.add(l[k]);
@@ -197,13 +202,16 @@ template <int V> INLINE void group_forward(const Norm &p) {
     float centre = (float)(totals[0] / elements);
 
     // A thread finds in the cache what it wrote itself.
-    auto again = [&](Len i, int kept) { return read<V>(p.cached ? cache + kept : x + i); };
+    auto again = [&](const Source<const float> &x, Len s, int kept) {
+        return read<V>(p.cached ? cache + kept : x.at(s));
+    };
     first = Sum();
     for (int c = at.column; c < at.columns; c += THREADS) {
+        Source<const float> x = source(c);
         at.each(
-            p.spatial, p.channels, c,
-            [&](Len i, int kept) {
-                Lanes<V> l = again(i, kept);
+            p.spatial, c,
+            [&](Len s, int kept) {
+                Lanes<V> l = again(x, s, kept);
 #pragma unroll
                 for (int k = 0; k < V; k++) {
                     float d = l[k] - centre;
@@ -227,8 +235,9 @@ template <int V> INLINE void group_forward(const Norm &p) {
         p.rstd[domain] = of.rstd;
     }
 
-    float *y = p.y + at.image * p.spatial * p.channels;
     for (int c = at.column; c < at.columns; c += THREADS) {
+        Source<const float> x = source(c);
+        float *y = p.y + at.image * p.spatial * p.channels + at.from + c * V;
         float gain[V], bias[V];
         affine<V>(p, at.image, at.from + c * V, gain, bias);
 #pragma unroll
@@ -237,14 +246,14 @@ template <int V> INLINE void group_forward(const Norm &p) {
             bias[k] = bias[k] - of.low * gain[k];
         }
         at.each(
-            p.spatial, p.channels, c,
-            [&](Len i, int kept) {
-                Lanes<V> l = again(i, kept);
+            p.spatial, c,
+            [&](Len s, int kept) {
+                Lanes<V> l = again(x, s, kept);
 #pragma unroll
                 for (int k = 0; k < V; k++) {
                     l[k] = activation_value(p.activation, fmaf(l[k] - of.mean, gain[k], bias[k]));
                 }
-                write_or_add<V>(y + i, l, p.add);
+                write_or_add<V>(y + s * p.channels, l, p.add);
             },
             [] {});
     }
@@ -254,8 +263,11 @@ template <int V> INLINE void group_backward(const NormBackward &p) {
     extern __shared__ __align__(16) float cache[];
     __shared__ double sums[2 * V][THREADS];
     Place<V> at(p.channels, p.groups, p.slice);
-    Len of_image = at.image * p.spatial * p.channels;
-    const float *x = p.x + of_image, *d_y = p.d_y + of_image;
+    auto source = [&](int c) {
+        return Source<const float>(p.x, p.x2, p.channels, p.x2_channels, at.image, p.spatial, at.from + c * V);
+    };
+    // Of a tensor of all channels: column c of the image's first position.
+    auto column = [&](auto *tensor, int c) { return tensor + at.image * p.spatial * p.channels + at.from + c * V; };
     int group_len = p.channels / p.groups;
     float *kept_d_y = cache + p.spatial * at.columns * V;
     Len domain = at.image * p.groups + at.from / group_len + at.group;
@@ -274,10 +286,12 @@ template <int V> INLINE void group_backward(const NormBackward &p) {
         Sum ps[V], qs[V];
         if (there && at.active) {
             affine<V>(p, at.image, at.from + c * V, gain, bias);
+            Source<const float> x = source(c);
+            const float *d_y = column(p.d_y, c);
             at.each(
-                p.spatial, p.channels, c,
-                [&](Len i, int kept) {
-                    Lanes<V> l = read<V>(x + i), d = read<V>(d_y + i);
+                p.spatial, c,
+                [&](Len s, int kept) {
+                    Lanes<V> l = read<V>(x.at(s)), d = read<V>(d_y + s * p.channels);
                     if (p.cached) {
                         write<V>(cache + kept, l);
                         write<V>(kept_d_y + kept, d);
@@ -317,7 +331,7 @@ template <int V> INLINE void group_backward(const NormBackward &p) {
         }
         __syncthreads();
     }
-    if (!p.d_x) return;
+    if (!p.d_x && !p.d_x2) return;
     sums[0][threadIdx.x] = m[0];
     sums[1][threadIdx.x] = m[1];
     __syncthreads();
@@ -325,21 +339,30 @@ template <int V> INLINE void group_backward(const NormBackward &p) {
     double elements = (double)(p.spatial * group_len);
     float m1 = (float)(m[0] / elements), m2 = (float)(m[1] / elements);
 
-    float *d_x = p.d_x + of_image;
     for (int c = at.column; c < at.columns; c += THREADS) {
+        bool second = at.from + c * V >= p.channels - p.x2_channels;
+        if (!(second ? p.d_x2 : p.d_x)) continue;
+        Source<const float> x = source(c);
+        Source<float> d_x(p.d_x, p.d_x2, p.channels, p.x2_channels, at.image, p.spatial, at.from + c * V);
+        const float *d_y = column(p.d_y, c), *joined = column(p.joined, c);
         float gain[V], bias[V];
         affine<V>(p, at.image, at.from + c * V, gain, bias);
         at.each(
-            p.spatial, p.channels, c,
-            [&](Len i, int kept) {
-                Lanes<V> l = read<V>(p.cached ? cache + kept : x + i);
-                Lanes<V> d = read<V>(p.cached ? kept_d_y + kept : d_y + i);
+            p.spatial, c,
+            [&](Len s, int kept) {
+                Lanes<V> l = read<V>(p.cached ? cache + kept : x.at(s));
+                Lanes<V> d = read<V>(p.cached ? kept_d_y + kept : d_y + s * p.channels);
 #pragma unroll
                 for (int k = 0; k < V; k++) {
                     float xhat, dv = terms(l[k], d[k], gain[k], bias[k], xhat);
                     l[k] = rstd * fmaf(-xhat, m2, fmaf(dv, gain[k], -m1));
                 }
-                write_or_add<V>(d_x + i, l, p.add);
+                if (p.joined) {
+                    Lanes<V> before = read<V>(joined + s * p.channels);
+#pragma unroll
+                    for (int k = 0; k < V; k++) l[k] = before[k] + l[k];
+                }
+                write_or_add<V>(d_x.at(s), l, second ? p.add2 : p.add);
             },
             [] {});
     }

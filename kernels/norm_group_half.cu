@@ -5,13 +5,15 @@
 // in a grid of columns (V channels: 16 bytes, or one element) x rows (positions); as many
 // positions of the slice as shared memory holds are read once and kept, the rest is read
 // again. x may lie in two tensors side by side in channels, so that a concatenation need
-// not be formed; its gradient is then two tensors too.
+// not be formed; its gradient is then two tensors too, to which what other readers of the
+// concatenation left in one (`joined`) is added.
 //
 // Sums are of every channel and f32: over a thread's positions, over rows in a fixed tree,
 // over the channels of a group by a warp. Forward they are of x - x_0, x_0 being the
 // channel's first position: whatever x_0 is, (x_0 - mean)^2 is at most `spatial` variances,
 // so the variance loses less than bf16's rounding does, and one sweep gives mean and
 // variance. Nothing depends on the batch.
+#include "norm.cuh"
 #include "norm_half.cuh"
 
 constexpr int THREADS = 256;
@@ -89,18 +91,6 @@ template <int V> struct Slice {
         }
         __syncthreads();
     }
-};
-
-/// A tensor that may be two side by side, at the channels of a thread's column.
-template <typename T> struct Source {
-    T *first;
-    int pitch; // elements from position to position
-    INLINE Source(T *x, T *x2, int channels, int x2_channels, Len image, int spatial, int c) {
-        bool second = c >= channels - x2_channels;
-        pitch = second ? x2_channels : channels - x2_channels;
-        first = (second ? x2 + c - (channels - x2_channels) : x + c) + image * spatial * pitch;
-    }
-    INLINE T *at(int s) const { return first + (Len)s * pitch; }
 };
 
 /// Calls f(position, what is stored there of each tensor) for a thread's positions: from
@@ -296,6 +286,7 @@ template <int V, Word ACTIVATION> INLINE void group_backward(const NormHalfBackw
         bool second = channel >= p.channels - p.x2_channels, add = second ? p.add2 : p.add;
         if (!(second ? p.d_x2 : p.d_x)) continue;
         Source<Bf16> to((Bf16 *)p.d_x, (Bf16 *)p.d_x2, p.channels, p.x2_channels, at.image, p.spatial, channel);
+        const Bf16 *joined = (const Bf16 *)p.joined + at.image * p.spatial * p.channels + channel;
         each<V, false>(at, column, p.spatial, p.kept, cache, from, [&](int s, const Raw<V>(&raw)[2]) {
             Pack<V> x = raw[0].widened(), d_y = raw[1].widened(), kc = at.quads(c, column), kd = at.quads(d, column);
             Pack<V> kb = at.quads(b, column);
@@ -304,6 +295,11 @@ template <int V, Word ACTIVATION> INLINE void group_backward(const NormHalfBackw
             for (int k = 0; k < V; k++) {
                 float dv = d_y[k] * slope<ACTIVATION>(p.activation, fmaf(x[k], ka[k], kb[k]));
                 x[k] = fmaf(dv, ka[k], fmaf(x[k], kc[k], kd[k]));
+            }
+            if (p.joined) {
+                Pack<V> before = ((const Raw<V> *)(joined + (Len)s * p.channels))->widened();
+#pragma unroll
+                for (int k = 0; k < V; k++) x[k] = before[k] + x[k];
             }
             write<V>(to.at(s), x, add);
         });

@@ -341,12 +341,14 @@ struct Norm {
     float *y;                 /* [n, spatial, channels] */
     float *mean;              /* [n, groups], layer: [n, spatial] */
     float *rstd;              /* as mean */
-    const float *x;           /* [n, spatial, channels] */
+    const float *x;           /* [n, spatial, channels - x2_channels] */
+    const float *x2;          /* [n, spatial, x2_channels], group; may be null */
     const float *gamma;       /* [channels]; may be null */
     const float *beta;        /* [channels]; may be null */
     const float *scale_shift; /* [n, 2 channels], scale first; may be null */
     Len spatial;
     int channels;
+    int x2_channels;
     int groups; /* not read by layer norms */
     int slice;  /* channels of a block: whole groups; not read by layer norms */
     Word cached; /* whether a slice fits into shared memory */
@@ -357,23 +359,28 @@ struct Norm {
 
 /** d_x, and P and Q of every image and channel. */
 struct NormBackward {
-    float *d_x;               /* [n, spatial, channels]; group: may be null */
+    float *d_x;               /* as x; group: may be null */
+    float *d_x2;              /* as x2; may be null */
     float *p;                 /* [n, channels] */
     float *q;                 /* [n, channels] */
-    const float *x;           /* [n, spatial, channels] */
+    const float *x;           /* [n, spatial, channels - x2_channels] */
+    const float *x2;          /* [n, spatial, x2_channels], group; may be null */
     const float *gamma;       /* [channels]; may be null */
     const float *beta;        /* [channels]; may be null */
     const float *scale_shift; /* [n, 2 channels]; may be null */
     const float *mean;        /* [n, groups], layer: [n, spatial] */
     const float *rstd;        /* as mean */
     const float *d_y;         /* [n, spatial, channels] */
+    const float *joined;      /* [n, spatial, channels], added to d_x and d_x2; may be null */
     Len spatial;
     int channels;
+    int x2_channels;
     int groups;
     int slice;
     Word cached; /* whether two slices fit into shared memory */
     Word activation;
     Word add;
+    Word add2;
 };
 
 /** Gradients of the vectors from P and Q. */
@@ -431,6 +438,7 @@ struct NormHalfBackward {
     const float *mean;       /* [n, groups], layer: [n, spatial] */
     const float *rstd;       /* as mean */
     const void *d_y;         /* [n, spatial, channels] */
+    const void *joined;      /* [n, spatial, channels], added to d_x and d_x2; may be null */
     int spatial;
     int channels;
     int x2_channels;

@@ -62,7 +62,7 @@ fn half_form(op: &Op) -> Option<HalfForm> {
         Op::Conv2dBackwardData(_) | Op::LinearBackwardData(_) => always(&[0, 1], &[0]),
         Op::Conv2dBackwardWeight(_) | Op::LinearBackwardWeight(_) => always(&[0, 1, SECOND], &[]),
         Op::Norm(op) if op.has_half_form() => always(&[0, 3, 4], &[0]),
-        Op::NormBackward(op) if op.has_half_form() => always(&[0, 3, 6, 7], &[0, 3, 4]),
+        Op::NormBackward(op) if op.has_half_form() => always(&[0, 3, 6, 7, 8], &[0, 3, 4]),
         Op::Attention(_) => always(&[0, 1, 2], &[0]),
         Op::AttentionBackward(_) => always(&[0, 1, 2, 3, 5], &[0, 1, 2]),
         Op::Activate(_) | Op::Scale(_) | Op::ScaleRows(_) => along(&[0], &[0]),

@@ -6,7 +6,7 @@ use langevin::ops::Op;
 use langevin::ops::conv2d::{ConvOptions, Padding};
 use langevin::plan::{DType, DiskLayout, Init, Mode, Plan, Role, TensorId, Wrt};
 
-use crate::common::{Machine, assert_same_bits, on_every_backend, values};
+use crate::common::{Machine, assert_close, assert_same_bits, on_every_backend, values};
 
 /// A residual block with a time embedding and a shortcut, and a linear layer
 /// around a residual: everything that is fused, forward and backward.
@@ -190,6 +190,91 @@ fn images_that_convolutions_read_in_place_are_not_made() {
         assert!(bytes < more, "{precision}: {bytes} bytes against {more}");
         for ((name, fused), single) in wanted.iter().zip(&fused).zip(&single) {
             assert_same_bits(&format!("{name} in {precision}"), fused, single);
+        }
+    }
+}
+
+/// The head of a ResNet block on the way up: a norm and a shortcut read two tensors side by
+/// side, and the second one is read once more. With `kept` the tensors are joined.
+#[cfg(langevin_cuda)]
+fn joined(kept: bool) -> Plan {
+    use langevin::ops::norm::{Domain, NormOperands};
+    use langevin::ops::pointwise::Activation;
+
+    let mut plan = Plan::new();
+    let x = plan.activation("x", &[2, 5, 4, 8], DType::F32, Role::State);
+    let side = plan.activation("side", &[2, 5, 4, 8], DType::F32, Role::State);
+    let mut weight = |name: &str, shape: &[usize]| {
+        plan.parameter(name, shape, DiskLayout::Same, Init::Constant(0.0), true)
+    };
+    let (w1, w2) = (weight("w1", &[64, 1, 1, 8]), weight("w2", &[8, 1, 1, 8]));
+    let (w3, w4) = (weight("w3", &[16, 3, 3, 72]), weight("w4", &[16, 1, 1, 72]));
+    let (gamma, w5) = (weight("gamma", &[72]), weight("w5", &[16, 1, 1, 8]));
+    let (one, fits) = (ConvOptions::default(), "the shapes fit");
+    let three = ConvOptions { padding: Padding::same(1), ..one };
+    let a = plan.conv2d(x, w1, None, one).expect(fits);
+    let b = plan.conv2d(side, w2, None, one).expect(fits);
+    let again = plan.conv2d(b, w5, None, one).expect(fits);
+    let both = plan.concat(a, b).expect(fits);
+    let activation = Some(Activation::Silu);
+    let operands = NormOperands { gamma: Some(gamma), activation, ..Default::default() };
+    let h = plan.norm(both, Domain::Group(4), 1e-5, operands).expect(fits);
+    let h = plan.conv2d(h, w3, None, three).expect(fits);
+    let shortcut = plan.conv2d(both, w4, None, one).expect(fits);
+    let y = plan.add(shortcut, h, 1.0).expect(fits);
+    let y = plan.add(y, again, 1.0).expect(fits);
+    plan.tensors[y.index()].name = "y".into();
+    plan.keep(y);
+    let d_y = plan.activation("d_y", &[2, 5, 4, 16], DType::F32, Role::State);
+    plan.derive(&[(y, Some(d_y))], Wrt::Parameters(Mode::Write)).expect("a derivative");
+    if kept {
+        let d_both = plan.gradient(both).expect("derived");
+        [both, d_both].into_iter().for_each(|t| plan.keep(t));
+    }
+    plan
+}
+
+#[cfg(langevin_cuda)]
+#[test]
+fn norms_read_two_tensors_side_by_side_and_split_their_gradient() {
+    use langevin::backend::Precision;
+    use langevin::backend::cuda::Cuda;
+
+    let device = crate::gpu::device().expect("the software GPU");
+    let uploads = ["x", "side", "w1", "w2", "w3", "w4", "w5", "gamma", "d_y"];
+    let wanted = ["y", "d_w1", "d_w2", "d_w3", "d_w4", "d_w5", "d_gamma"];
+    for precision in [Precision::F32, Precision::Tf32, Precision::Bf16] {
+        let run = |kept: bool, seed: u64| {
+            crate::gpu::set_seed(seed);
+            let backend = Cuda::sharing(&device).expect("a backend").with_precision(precision);
+            let mut machine = Machine::of(Box::new(backend), joined(kept));
+            let find = |m: &Machine, name: &str| m.program.plan.find(name).expect("a tensor");
+            for (seed, name) in uploads.iter().enumerate() {
+                let t = find(&machine, name);
+                let len = machine.program.plan.tensor(t).len();
+                machine.upload(t, &values(seed as u64, len));
+            }
+            machine.run();
+            let results: Vec<Vec<f32>> =
+                wanted.iter().map(|name| machine.download(find(&machine, name))).collect();
+            let is_made = |op: &Op| matches!(op, Op::Concat(_) | Op::ConcatBackward(_));
+            (results, machine.program.plan.nodes.iter().filter(|n| is_made(&n.op)).count())
+        };
+        let (single, all) = run(true, 0);
+        assert_eq!(all, 2, "{precision}");
+        for seed in 0..crate::gpu::SEEDS {
+            let (fused, made) = run(false, seed);
+            assert_eq!(made, 0, "{precision}");
+            for ((name, fused), single) in wanted.iter().zip(&fused).zip(&single) {
+                let what = format!("{name} in {precision}");
+                if precision != Precision::Bf16 || *name == "y" {
+                    assert_same_bits(&what, fused, single);
+                } else {
+                    // Their sum is rounded to bf16 before it is split.
+                    let single: Vec<f64> = single.iter().map(|&v| f64::from(v)).collect();
+                    assert_close(&what, fused, &single, 1.0 / 128.0, 0.0);
+                }
+            }
         }
     }
 }

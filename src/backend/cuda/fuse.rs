@@ -1,23 +1,27 @@
-//! Enlargements and concatenations that convolutions read in place.
+//! Enlargements and concatenations that convolutions and group norms read in place.
 //!
-//! A nearest-neighbour enlargement by a power of two, or a concatenation of channels,
-//! whose result convolutions alone read is not made. Its node goes, and its readers are
-//! given its operands: as x the small image or the first tensor, at [`SECOND`] the other
-//! one. What they are to make of them follows from the shapes.
+//! A nearest-neighbour enlargement by a power of two whose result convolutions alone read,
+//! or a concatenation of channels that only they and group norms read, is not made. Its
+//! node goes, and its readers are given its operands: as x the small image or the first
+//! tensor, at [`second`] the other one. What they are to make of them follows from the
+//! shapes. Where the last part of a concatenation's gradient is a group norm's, the norm
+//! writes it to the two tensors' own gradients, and nothing is split.
 
+use super::norm::{BACKWARD_X2, D_X2, JOINED, X2};
 use crate::backend::Precision;
 use crate::ops::Op;
 use crate::ops::conv2d::SECOND;
+use crate::ops::norm::Domain;
 use crate::ops::resample::Method;
-use crate::plan::{Mode, Plan, Role, Space, TensorId};
+use crate::plan::{Mode, Node, Plan, Role, Space, TensorId};
 
 /// Channels that a tile of a convolution's reduction takes from a pixel: 128 bytes.
 fn depth(precision: Precision) -> usize {
     if precision == Precision::Bf16 { 64 } else { 32 }
 }
 
-/// Lets convolutions read enlarged and concatenated tensors in place. Results keep their
-/// bits. Before element types are chosen.
+/// Lets enlarged and concatenated tensors be read in place. Results keep their bits (in
+/// bf16 but for gradients that are rounded once less). Before element types are chosen.
 pub(super) fn fuse(plan: &mut Plan, precision: Precision) {
     // Enlargements first: one of a concatenation then leaves that to the convolutions.
     for is_turn in [|op: &Op| matches!(op, Op::Resample(_)), |op: &Op| matches!(op, Op::Concat(_))]
@@ -28,11 +32,11 @@ pub(super) fn fuse(plan: &mut Plan, precision: Precision) {
                 Some(readers) => {
                     let operands = plan.nodes[i].inputs.clone();
                     for reader in readers {
-                        let inputs = &mut plan.nodes[reader].inputs;
-                        inputs[0] = operands[0];
-                        if let Some(second) = operands.get(1) {
-                            inputs.resize(SECOND + 1, None);
-                            inputs[SECOND] = *second;
+                        let node = &mut plan.nodes[reader];
+                        node.inputs[0] = operands[0];
+                        if let (Some(second), Some(at)) = (operands.get(1), second(&node.op)) {
+                            node.inputs.resize(node.inputs.len().max(at + 1), None);
+                            node.inputs[at] = *second;
                         }
                     }
                     plan.nodes.remove(i);
@@ -41,9 +45,20 @@ pub(super) fn fuse(plan: &mut Plan, precision: Precision) {
             }
         }
     }
+    split_in_norms(plan);
 }
 
-/// The convolutions that read node `i`'s result, if it need not be made.
+/// Position at which an op reads the channels of x that lie in a second tensor.
+fn second(op: &Op) -> Option<usize> {
+    match op {
+        Op::Conv2d(_) | Op::Conv2dBackwardWeight(_) => Some(SECOND),
+        Op::Norm(_) => Some(X2),
+        Op::NormBackward(_) => Some(BACKWARD_X2),
+        _ => None,
+    }
+}
+
+/// The nodes that read node `i`'s result, if it need not be made.
 fn readers(plan: &Plan, i: usize, precision: Precision) -> Option<Vec<usize>> {
     let node = &plan.nodes[i];
     let write = node.output_write(0)?;
@@ -61,7 +76,7 @@ fn readers(plan: &Plan, i: usize, precision: Precision) -> Option<Vec<usize>> {
     let is_kept = |&id: &TensorId| (i..=last).all(|at| !writes(at, id));
     let sound = is_final
         && readers[0] > i
-        && readers.iter().all(|&at| takes(plan, at, write.tensor))
+        && readers.iter().all(|&at| takes(plan, &node.op, at, write.tensor))
         && node.inputs.iter().flatten().all(is_kept);
     sound.then_some(readers)
 }
@@ -81,16 +96,63 @@ fn is_readable(op: &Op, depth: usize) -> bool {
     }
 }
 
-/// Whether node `at` reads the tensor as the image of a convolution alone.
-fn takes(plan: &Plan, at: usize, id: TensorId) -> bool {
+/// Whether node `at` reads the tensor as the image of a convolution or, concatenated, of a
+/// group norm alone.
+fn takes(plan: &Plan, maker: &Op, at: usize, id: TensorId) -> bool {
     let node = &plan.nodes[at];
-    let groups = match &node.op {
-        Op::Conv2d(op) | Op::Conv2dBackwardWeight(op) => op.options.groups,
-        _ => return false,
+    let can = match &node.op {
+        Op::Conv2d(op) | Op::Conv2dBackwardWeight(op) => op.options.groups == 1,
+        Op::Norm(op) | Op::NormBackward(op) => {
+            matches!(op.domain, Domain::Group(_)) && matches!(maker, Op::Concat(_))
+        }
+        _ => false,
     };
-    let has_second = node.inputs.get(SECOND).copied().flatten().is_some();
-    groups == 1
-        && !has_second
+    let has_second = second(&node.op).is_some_and(|at| has(node, at));
+    can && !has_second
         && node.inputs.iter().filter(|&&input| input == Some(id)).count() == 1
         && node.inputs[0] == Some(id)
+}
+
+fn has(node: &Node, input: usize) -> bool {
+    node.inputs.get(input).copied().flatten().is_some()
+}
+
+/// Lets norms of two tensors write the two parts of a concatenation's gradient.
+fn split_in_norms(plan: &mut Plan) {
+    let mut i = 0;
+    while i < plan.nodes.len() {
+        let Some(at) = splitter(plan, i) else {
+            i += 1;
+            continue;
+        };
+        let split = plan.nodes.remove(i);
+        let norm = &mut plan.nodes[at];
+        if norm.output_write(0).is_some_and(|w| w.mode == Mode::Add) {
+            norm.inputs.resize(JOINED + 1, None);
+            norm.inputs[JOINED] = split.inputs[0];
+        }
+        norm.outputs.resize(D_X2 + 1, None);
+        (norm.outputs[0], norm.outputs[D_X2]) = (split.outputs[0], split.outputs[1]);
+    }
+}
+
+/// The norm that can write the parts of a gradient in the place of node `i`, which splits it.
+fn splitter(plan: &Plan, i: usize) -> Option<usize> {
+    let node = &plan.nodes[i];
+    let Op::ConcatBackward(op) = &node.op else { return None };
+    let whole = node.input(0);
+    let tensor = plan.tensor(whole);
+    let is_own = tensor.space == Space::Activations && tensor.role == Role::Transient;
+    let writes = |node: &Node, id| node.outputs.iter().flatten().any(|w| w.tensor == id);
+    let reads = |node: &Node, id| node.inputs.contains(&Some(id));
+    let at = plan.nodes.iter().rposition(|n| writes(n, whole)).filter(|&at| at < i)?;
+    let norm = &plan.nodes[at];
+    let x2 = norm.inputs.get(BACKWARD_X2).copied().flatten()?;
+    let fits = matches!(norm.op, Op::NormBackward(_))
+        && norm.output(0) == Some(whole)
+        && plan.shape(x2).last() == Some(&op.c_b)
+        && (0..plan.nodes.len()).all(|k| k == i || !reads(&plan.nodes[k], whole));
+    let parts = || node.outputs.iter().flatten().map(|w| w.tensor);
+    let untouched = |n: &Node| parts().all(|part| !reads(n, part) && (!writes(n, part)));
+    (is_own && fits && plan.nodes[at..i].iter().all(untouched)).then_some(at)
 }

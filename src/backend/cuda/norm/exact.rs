@@ -8,6 +8,7 @@ use super::super::entries::{
     NORM_FORWARD_LAYER_ODD_F32, params,
 };
 use super::super::pointwise::activation_code;
+use super::{BACKWARD_X2, D_X2, JOINED, X2, x2_channels};
 use crate::error::Result;
 use crate::ops::norm::{Domain, Norm};
 
@@ -22,7 +23,7 @@ const SECTOR: usize = 8;
 
 /// How a group norm is cut, from the shape of one image alone.
 struct Slices {
-    /// Channels of one access: 4, or 1 where groups are not multiples of 4.
+    /// Channels of one access: 4, or 1 where groups or a second tensor are not multiples of 4.
     lanes: usize,
     /// Channels of a block.
     slice: usize,
@@ -35,9 +36,10 @@ struct Slices {
 impl Slices {
     /// Whole groups: at least a sector of channels, and in small images as many as
     /// give every thread a position.
-    fn new(op: &Norm, groups: usize) -> Self {
+    fn new(op: &Norm, groups: usize, x2_channels: usize) -> Self {
         let group_len = op.channels / groups;
-        let lanes = if group_len.is_multiple_of(4) { 4 } else { 1 };
+        let aligned = group_len.is_multiple_of(4) && x2_channels.is_multiple_of(4);
+        let lanes = if aligned { 4 } else { 1 };
         let columns = group_len / lanes;
         let wanted = (THREADS / op.spatial.max(1)).max(SECTOR / lanes);
         let together = wanted.div_ceil(columns).min((THREADS / columns).max(1)).min(groups);
@@ -73,16 +75,19 @@ fn layer_grid(op: &Norm) -> [usize; 3] {
 
 pub(super) fn forward(op: &Norm, call: &Call) -> Result<()> {
     let (y, add) = call.required(0);
+    let x2_channels = x2_channels(op, call, X2);
     let params = params::Norm {
         y,
         mean: call.written(1),
         rstd: call.written(2),
         x: call.input(0),
+        x2: call.optional(X2),
         gamma: call.optional(1),
         beta: call.optional(2),
         scale_shift: call.optional(3),
         spatial: op.spatial as i64,
         channels: op.channels as i32,
+        x2_channels: x2_channels as i32,
         groups: 0,
         slice: 0,
         cached: 0,
@@ -92,7 +97,7 @@ pub(super) fn forward(op: &Norm, call: &Call) -> Result<()> {
     };
     match op.domain {
         Domain::Group(groups) => {
-            let slices = Slices::new(op, groups);
+            let slices = Slices::new(op, groups, x2_channels);
             let cache = slices.cache(1);
             let params = params::Norm {
                 groups: groups as i32,
@@ -113,33 +118,40 @@ pub(super) fn forward(op: &Norm, call: &Call) -> Result<()> {
 }
 
 pub(super) fn backward(op: &Norm, call: &Call) -> Result<()> {
-    let (d_x, add) = call.output(0).unwrap_or((std::ptr::null_mut(), 0));
-    let vectors = [1, 2, 3].map(|i| call.output(i).unwrap_or((std::ptr::null_mut(), 0)));
+    let output = |i| call.output(i).unwrap_or((std::ptr::null_mut(), 0));
+    let [(d_x, add), (d_x2, add2)] = [0, D_X2].map(output);
+    let vectors = [1, 2, 3].map(output);
     let of_vectors = vectors.iter().any(|(d, _)| !d.is_null());
     let p = call.workspace();
     let q = p.wrapping_add(op.n * op.channels);
+    let x2_channels = x2_channels(op, call, BACKWARD_X2);
     let params = params::NormBackward {
         d_x,
+        d_x2,
         p,
         q,
         x: call.input(0),
+        x2: call.optional(BACKWARD_X2),
         gamma: call.optional(1),
         beta: call.optional(2),
         scale_shift: call.optional(3),
         mean: call.input(4),
         rstd: call.input(5),
         d_y: call.input(6),
+        joined: call.optional(JOINED),
         spatial: op.spatial as i64,
         channels: op.channels as i32,
+        x2_channels: x2_channels as i32,
         groups: 0,
         slice: 0,
         cached: 0,
         activation: activation_code(op.activation),
         add,
+        add2,
     };
     match op.domain {
         Domain::Group(groups) => {
-            let slices = Slices::new(op, groups);
+            let slices = Slices::new(op, groups, x2_channels);
             let cache = slices.cache(2);
             let params = params::NormBackward {
                 groups: groups as i32,

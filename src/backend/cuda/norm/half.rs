@@ -9,7 +9,7 @@ use super::super::entries::{
     NORM_FORWARD_LAYER_2048_BF16, params,
 };
 use super::super::pointwise::activation_code;
-use super::{BACKWARD_X2, D_X2, X2};
+use super::{BACKWARD_X2, D_X2, JOINED, X2, x2_channels};
 use crate::error::Result;
 use crate::ops::norm::{Domain, Norm};
 use crate::ops::pointwise::Activation;
@@ -87,11 +87,6 @@ impl Slices {
             Some(_) => any,
         }
     }
-}
-
-/// Channels of the second tensor at an input's position.
-fn x2_channels(op: &Norm, call: &Call, position: usize) -> usize {
-    call.elements(position) / (op.n * op.spatial).max(1)
 }
 
 /// Parts of an image whose sums P and Q are added up last.
@@ -177,6 +172,7 @@ pub(super) fn backward(op: &Norm, call: &Call) -> Result<()> {
         mean: call.input(4),
         rstd: call.input(5),
         d_y: call.input_as(6, half),
+        joined: call.optional_as(JOINED, half),
         spatial: op.spatial as i32,
         channels: op.channels as i32,
         x2_channels: x2_channels as i32,
