@@ -1,4 +1,4 @@
-// Group normalisation in bf16: norm.cu's equations, with statistics, gamma, beta and
+// Group normalisation in bf16: norm_group.cu's equations, with statistics, gamma, beta and
 // gradients of vectors in f32.
 //
 // A block has a slice of whole groups of one image, at least a sector wide. Threads stand
@@ -12,14 +12,33 @@
 // over the channels of a group by a warp. Forward they are of x - x_0, x_0 being the
 // channel's first position: whatever x_0 is, (x_0 - mean)^2 is at most `spatial` variances,
 // so the variance loses less than bf16's rounding does, and one sweep gives mean and
-// variance. Nothing depends on the batch.
-#include "norm.cuh"
+// variance. Nothing of an image depends on the batch.
+//
+// `sums` of the backward pass: [n, 2, channels], P and Q as gamma and beta get them. The
+// block of a slice that is last adds up the images: a thread row those that are its number
+// apart, then as over positions.
 #include "norm_half.cuh"
 
 constexpr int THREADS = 256;
 
+/// The thread's number, read anew: what follows from it need not stay in registers.
+INLINE int thread() {
+    int t;
+    asm volatile("mov.u32 %0, %%tid.x;" : "=r"(t));
+    return t;
+}
+
+INLINE void swap(float &a, float &b) {
+    float c = a;
+    a = b;
+    b = c;
+}
+
 /// One slice of an image, and where a thread stands in it.
 template <int V> struct Slice {
+    /// Channels of a column that are dealt with at once.
+    static constexpr int QUAD = V == 8 ? 4 : 1;
+
     Len image;
     int from, columns; // first channel; V channels each
     int along, rows;   // threads beside one another, and rows of them
@@ -35,59 +54,78 @@ template <int V> struct Slice {
         columns = min(slice, channels - from) / V;
         along = min(columns, THREADS);
         rows = THREADS / along;
-        row = threadIdx.x / along;
-        column = threadIdx.x - row * along;
+        int t = thread();
+        row = t / along;
+        column = t - row * along;
         if (row >= rows) row = 1 << 30;
         by_warps = along < 32 && (along & (along - 1)) == 0;
         lines = by_warps ? THREADS / 32 : rows;
     }
 
+    /// Floats from line to line of sums: lanes that follow one another lie in different
+    /// banks, the last of a row and the first of the next one too.
+    INLINE int pitch() const {
+        int first = QUAD * along;
+        return first + (2 * V * along - first + 31) / 32 * 32;
+    }
+
     /// Floats of shared memory for two sums of each of V channels: whole 16 bytes.
-    INLINE int partial_len() const { return (lines * (2 * V + 1) * along + 3) / 4 * 4; }
+    INLINE int partial_len() const { return (lines * pitch() + 3) / 4 * 4; }
 
-    /// Index of a channel of the slice in arrays of its channels.
-    INLINE int at(int c) const { return c % V * columns + c / V; }
+    /// Arrays of a float a channel of the slice: the first quads of all columns, then the
+    /// second. The distance, an odd multiple of 4 quads, puts 32 channels that follow one
+    /// another into different banks.
+    INLINE int distance() const { return (columns + 3) / 8 * 8 + 4; }
 
-    /// The same where a column's channels are read at once: in quads.
-    INLINE int quad_at(int c) const { return V == 1 ? c : (c / 4 % 2 * columns + c / V) * 4 + c % 4; }
+    /// Floats of such an array.
+    INLINE int array_len() const { return V == 8 ? 8 * distance() : (columns + 3) / 4 * 4; }
 
-    /// A column's channels of such an array, read each time rather than held in registers.
-    INLINE Pack<V> quads(const float *array, int column) const {
-        Pack<V> x;
+    /// Index of a channel of the slice in it.
+    INLINE int at(int c) const { return V == 8 ? (c / 4 % 2 * distance() + c / 8) * 4 + c % 4 : c; }
+
+    /// A quad of a column, read each time rather than held in registers.
+    INLINE Pack<QUAD> quad(const float *array, int column, int half) const {
+        Pack<QUAD> x;
         if constexpr (V == 8) {
-#pragma unroll
-            for (int half = 0; half < 2; half++)
-                asm volatile("ld.shared.v4.f32 {%0,%1,%2,%3}, [%4];"
-                             : "=f"(x[4 * half]), "=f"(x[4 * half + 1]), "=f"(x[4 * half + 2]),
-                               "=f"(x[4 * half + 3])
-                             : "r"((unsigned)__cvta_generic_to_shared(array + (half * columns + column) * 4))
-                             : "memory");
+            asm volatile("ld.shared.v4.f32 {%0,%1,%2,%3}, [%4];"
+                         : "=f"(x[0]), "=f"(x[1]), "=f"(x[2]), "=f"(x[3])
+                         : "r"((unsigned)__cvta_generic_to_shared(array + (half * distance() + column) * 4))
+                         : "memory");
         } else {
             x[0] = array[column];
         }
         return x;
     }
 
-    /// Sums of N values a thread over the rows, in `partial`; `put(which, column, sum)` gets
-    /// each once. Threads that stand nowhere bring zeros.
-    template <int N, class Put> INLINE void over_rows(float (&x)[N], float *partial, Put put) const {
-        int line = by_warps ? (int)threadIdx.x / 32 : row;
+    /// Sums over the rows of P and Q of a thread's V channels, the columns being those from
+    /// `start` on: `put(which, channel of the slice, sum)` gets each once. Threads that
+    /// stand nowhere bring zeros.
+    template <class Put> INLINE void over_rows(float (&x)[2 * V], float *partial, int start, Put put) const {
+        int t = thread(), line = by_warps ? t / 32 : row;
         if (by_warps) {
 #pragma unroll
-            for (int i = 0; i < N; i++)
+            for (int i = 0; i < 2 * V; i++)
                 for (int d = 16; d >= along; d >>= 1) x[i] += __shfl_xor_sync(0xffffffffu, x[i], d);
         }
-        // One column more than there are sums: the rows of a warp meet different banks.
-        int pitch = (N + 1) * along;
-        if (by_warps ? (int)threadIdx.x % 32 < along : row < rows) {
+        if (by_warps ? t % 32 < along : row < rows) {
+            float *to = partial + line * pitch() + column * QUAD;
 #pragma unroll
-            for (int i = 0; i < N; i++) partial[line * pitch + i * along + column] = x[i];
+            for (int i = 0; i < 2 * V; i += QUAD) {
+                if constexpr (V == 8) {
+                    *(float4 *)(to + i * along) = make_float4(x[i], x[i + 1], x[i + 2], x[i + 3]);
+                } else {
+                    to[i * along] = x[i];
+                }
+            }
         }
         __syncthreads();
-        for (int j = threadIdx.x; j < N * along; j += THREADS) {
+        for (int j = t; j < 2 * V * along; j += THREADS) {
             float sum = partial[j];
-            for (int l = 1; l < lines; l++) sum += partial[l * pitch + j];
-            put(j / along, j % along, sum);
+            for (int l = 1; l < lines; l++) sum += partial[l * pitch() + j];
+            int which = j >= V * along, i = j - which * V * along;
+            int half = V == 8 && i >= QUAD * along;
+            int c = (i - half * QUAD * along) / QUAD + start;
+            if (c < columns) put(which, c * V + half * QUAD + i % QUAD, sum);
         }
         __syncthreads();
     }
@@ -113,22 +151,27 @@ INLINE void each(const Slice<V> &at, int column, int spatial, int kept, Raw<V> *
     }
 }
 
-template <int V, Word ACTIVATION> INLINE void group_forward(const NormHalf &p) {
+template <int V, Word ACTIVATION> INLINE void group_forward(const Norm &p) {
     extern __shared__ __align__(16) unsigned char shared[];
     Slice<V> at(p.channels, p.slice);
-    int wide = at.columns * V, group_len = p.channels / p.groups, warp = threadIdx.x / 32, lane = threadIdx.x % 32;
+    int wide = at.columns * V, group_len = p.channels / p.groups;
+    int spatial = (int)p.spatial;
+    // Of every channel: x_0; the sums of x - x_0 and of its square, then y = f(x first + second).
     float *partial = (float *)shared, *origin = partial + at.partial_len();
-    float *first = origin + wide, *second = first + wide;
-    Raw<V> *cache = (Raw<V> *)(second + wide);
+    float *first = origin + at.array_len(), *second = first + at.array_len();
+    Raw<V> *cache = (Raw<V> *)(second + at.array_len());
     auto source = [&](int column) {
-        return Source<const Bf16>((const Bf16 *)p.x, (const Bf16 *)p.x2, p.channels, p.x2_channels, at.image,
-                                  p.spatial, at.from + column * V);
+        return Source<const Bf16>(p.x, p.x2, p.channels, p.x2_channels, at.image, spatial, at.from + column * V);
     };
 
     for (int column = threadIdx.x; column < at.columns; column += THREADS) {
-        Pack<V> x = ((const Raw<V> *)source(column).at(0))->widened();
+        Raw<V> raw = *(const Raw<V> *)source(column).at(0);
 #pragma unroll
-        for (int k = 0; k < V; k++) origin[k * at.columns + column] = x[k];
+        for (int h = 0; h < V / at.QUAD; h++) {
+            Pack<at.QUAD> x = raw.quad(h);
+#pragma unroll
+            for (int k = 0; k < at.QUAD; k++) origin[at.at(column * V + h * at.QUAD + k)] = x[k];
+        }
     }
     __syncthreads();
     for (int start = 0; start < at.columns; start += THREADS) {
@@ -137,9 +180,9 @@ template <int V, Word ACTIVATION> INLINE void group_forward(const NormHalf &p) {
         if (column < at.columns) {
             float x0[V];
 #pragma unroll
-            for (int k = 0; k < V; k++) x0[k] = origin[k * at.columns + column];
+            for (int k = 0; k < V; k++) x0[k] = origin[at.at(column * V + k)];
             const Source<const Bf16> sources[1] = {source(column)};
-            each<V, true>(at, column, p.spatial, p.kept, cache, sources, [&](int, const Raw<V>(&raw)[1]) {
+            each<V, true>(at, column, spatial, p.kept, cache, sources, [&](int, const Raw<V>(&raw)[1]) {
                 Pack<V> x = raw[0].widened();
 #pragma unroll
                 for (int k = 0; k < V; k++) {
@@ -149,13 +192,12 @@ template <int V, Word ACTIVATION> INLINE void group_forward(const NormHalf &p) {
                 }
             });
         }
-        at.over_rows(sums, partial, [&](int i, int c, float sum) {
-            if (start + c < at.columns) (i < V ? first : second)[i % V * at.columns + start + c] = sum;
-        });
+        at.over_rows(sums, partial, start,
+                     [&](int which, int c, float sum) { (which ? second : first)[at.at(c)] = sum; });
     }
 
-    float positions = (float)p.spatial;
-    for (int g = warp; g < wide / group_len; g += THREADS / 32) {
+    float positions = (float)spatial;
+    for (int t = thread(), g = t / 32, lane = t % 32; g < wide / group_len; g += THREADS / 32) {
         float mean = 0.0f, squares = 0.0f;
         for (int j = lane; j < group_len; j += 32) {
             int c = at.at(g * group_len + j);
@@ -174,7 +216,6 @@ template <int V, Word ACTIVATION> INLINE void group_forward(const NormHalf &p) {
             p.mean[domain] = mean;
             p.rstd[domain] = rstd;
         }
-        // From here on y = f(x first + second).
         for (int j = lane; j < group_len; j += 32) {
             int c = at.at(g * group_len + j);
             Affine affine(p, at.image, at.from + g * group_len + j);
@@ -188,129 +229,165 @@ template <int V, Word ACTIVATION> INLINE void group_forward(const NormHalf &p) {
         float a[V], b[V];
 #pragma unroll
         for (int k = 0; k < V; k++) {
-            a[k] = first[k * at.columns + column];
-            b[k] = second[k * at.columns + column];
+            a[k] = first[at.at(column * V + k)];
+            b[k] = second[at.at(column * V + k)];
         }
-        Bf16 *y = (Bf16 *)p.y + at.image * p.spatial * p.channels + at.from + column * V;
+        Source<Bf16> y(p.y, nullptr, p.channels, 0, at.image, spatial, at.from + column * V);
         const Source<const Bf16> sources[1] = {source(column)};
-        each<V, false>(at, column, p.spatial, p.kept, cache, sources, [&](int s, const Raw<V>(&raw)[1]) {
+        each<V, false>(at, column, spatial, p.kept, cache, sources, [&](int s, const Raw<V>(&raw)[1]) {
             Pack<V> x = raw[0].widened();
 #pragma unroll
             for (int k = 0; k < V; k++) x[k] = activate<ACTIVATION>(p.activation, fmaf(x[k], a[k], b[k]));
-            write<V>(y + (Len)s * p.channels, x, p.add);
+            write<V>(y.at(s), x, p.add);
         });
     }
 }
 
-template <int V, Word ACTIVATION> INLINE void group_backward(const NormHalfBackward &p) {
+template <int V, Word ACTIVATION> INLINE void group_backward(const NormBackward &p) {
     extern __shared__ __align__(16) unsigned char shared[];
     Slice<V> at(p.channels, p.slice);
-    int wide = at.columns * V, group_len = p.channels / p.groups, warp = threadIdx.x / 32, lane = threadIdx.x % 32;
+    constexpr int QUAD = Slice<V>::QUAD;
+    int wide = at.columns * V, group_len = p.channels / p.groups;
+    int spatial = (int)p.spatial;
     // Of every channel: v = x a + b; mean, then c and d of d_x = dv a + x c + d; P and Q.
-    float *partial = (float *)shared, *a = partial + at.partial_len(), *b = a + wide, *c = b + wide;
-    float *d = c + wide, *of_p = d + wide, *of_q = of_p + wide;
-    Raw<V> *cache = (Raw<V> *)(of_q + wide);
+    float *partial = (float *)shared, *a = partial + at.partial_len(), *b = a + at.array_len();
+    float *c = b + at.array_len(), *d = c + at.array_len(), *of_p = d + at.array_len(), *of_q = of_p + at.array_len();
+    Raw<V> *cache = (Raw<V> *)(of_q + at.array_len());
     Len domain = at.image * p.groups + at.from / group_len;
-    for (int g = warp; g < wide / group_len; g += THREADS / 32) {
+    for (int t = thread(), g = t / 32; g < wide / group_len; g += THREADS / 32) {
         float mean = of_lane_0(p.mean + domain + g), rstd = of_lane_0(p.rstd + domain + g);
-        for (int j = g * group_len + lane; j < (g + 1) * group_len; j += 32) {
+        for (int j = g * group_len + t % 32; j < (g + 1) * group_len; j += 32) {
             Affine affine(p, at.image, at.from + j);
             float gain = rstd * affine.gain;
-            a[at.quad_at(j)] = gain;
-            b[at.quad_at(j)] = fmaf(-mean, gain, affine.bias);
-            c[at.quad_at(j)] = mean;
+            a[at.at(j)] = gain;
+            b[at.at(j)] = fmaf(-mean, gain, affine.bias);
+            c[at.at(j)] = mean;
         }
     }
     __syncthreads();
     auto sources = [&](int column, Source<const Bf16> (&to)[2]) {
         int channel = at.from + column * V;
-        to[0] = Source<const Bf16>((const Bf16 *)p.x, (const Bf16 *)p.x2, p.channels, p.x2_channels, at.image,
-                                   p.spatial, channel);
-        to[1] = Source<const Bf16>((const Bf16 *)p.d_y, nullptr, p.channels, 0, at.image, p.spatial, channel);
+        to[0] = Source<const Bf16>(p.x, p.x2, p.channels, p.x2_channels, at.image, spatial, channel);
+        to[1] = Source<const Bf16>(p.d_y, nullptr, p.channels, 0, at.image, spatial, channel);
     };
-    const Source<const Bf16> none((const Bf16 *)p.x, nullptr, p.channels, 0, 0, 0, 0);
+    const Source<const Bf16> none(p.x, nullptr, p.channels, 0, 0, 0, 0);
+    // Gains of a column: in registers, but where f' needs those.
+    auto gains = [&](int column, Pack<QUAD> (&ka)[V / QUAD]) {
+#pragma unroll
+        for (int h = 0; h < (ACTIVATION == ANY ? 0 : V / QUAD); h++) ka[h] = at.quad(a, column, h);
+    };
 
     for (int start = 0; start < at.columns; start += THREADS) {
         int column = start + at.column;
         float sums[2 * V] = {};
         if (column < at.columns) {
-            Pack<V> ka = at.quads(a, column);
+            Pack<QUAD> ka[V / QUAD];
+            gains(column, ka);
             Source<const Bf16> from[2] = {none, none};
             sources(column, from);
-            each<V, true>(at, column, p.spatial, p.kept, cache, from, [&](int, const Raw<V>(&raw)[2]) {
-                Pack<V> x = raw[0].widened(), d_y = raw[1].widened(), mean = at.quads(c, column);
-                Pack<V> kb = at.quads(b, column);
-                if (ACTIVATION == ANY) ka = at.quads(a, column);
+            each<V, true>(at, column, spatial, p.kept, cache, from, [&](int, const Raw<V>(&raw)[2]) {
+#pragma unroll(ACTIVATION == ANY ? 1 : 2)
+                for (int h = 0; h < V / QUAD; h++) {
+                    Pack<QUAD> x = raw[0].quad(h), d_y = raw[1].quad(h);
+                    Pack<QUAD> mean = at.quad(c, column, h), kb = at.quad(b, column, h);
+                    Pack<QUAD> gain = ACTIVATION == ANY ? at.quad(a, column, h) : ka[h];
 #pragma unroll
-                for (int k = 0; k < V; k++) {
-                    float dv = d_y[k] * slope<ACTIVATION>(p.activation, fmaf(x[k], ka[k], kb[k]));
-                    sums[k] += dv;
-                    sums[V + k] = fmaf(dv, x[k] - mean[k], sums[V + k]);
+                    for (int k = 0; k < QUAD; k++) {
+                        float dv = d_y[k] * slope<ACTIVATION>(p.activation, fmaf(x[k], gain[k], kb[k]));
+                        sums[k] += dv;
+                        sums[V + k] = fmaf(dv, x[k] - mean[k], sums[V + k]);
+                    }
+                    // The other half's sums, and after it this one's again.
+#pragma unroll
+                    for (int k = 0; k < V - QUAD; k++) {
+                        swap(sums[k], sums[k + QUAD]);
+                        swap(sums[V + k], sums[V + k + QUAD]);
+                    }
                 }
             });
         }
-        at.over_rows(sums, partial, [&](int i, int column, float sum) {
-            if (start + column < at.columns) (i < V ? of_p : of_q)[i % V * at.columns + start + column] = sum;
-        });
+        at.over_rows(sums, partial, start,
+                     [&](int which, int c, float sum) { (which ? of_q : of_p)[at.at(c)] = sum; });
     }
 
+    at = Slice<V>(p.channels, p.slice);
+    bool of_weights = p.d_gamma || p.d_beta;
     float elements = (float)p.spatial * (float)group_len;
-    for (int g = warp; g < wide / group_len; g += THREADS / 32) {
+    for (int t = thread(), g = t / 32; g < wide / group_len; g += THREADS / 32) {
         float mean = of_lane_0(p.mean + domain + g), rstd = of_lane_0(p.rstd + domain + g);
         float m1 = 0.0f, m2 = 0.0f;
-        for (int j = lane; j < group_len; j += 32) {
-            int i = at.at(g * group_len + j);
-            Len channel = at.image * p.channels + at.from + g * group_len + j;
-            float q = of_q[i] * rstd, gain = a[at.quad_at(g * group_len + j)]; // times rstd
-            p.p[channel] = of_p[i];
-            p.q[channel] = q;
-            m1 = fmaf(gain, of_p[i], m1);
-            m2 = fmaf(gain, q, m2);
+        for (int j = g * group_len + t % 32; j < (g + 1) * group_len; j += 32) {
+            float image_p[1] = {of_p[at.at(j)]}, image_q[1] = {of_q[at.at(j)] * rstd};
+            float gain = a[at.at(j)]; // times rstd
+            m1 = fmaf(gain, image_p[0], m1);
+            m2 = fmaf(gain, image_q[0], m2);
+            image_vectors<Bf16, 1>(p, at.image, at.from + j, image_p, image_q);
+            if (of_weights) leave_sums<1>(p, p.sums + at.image * 2 * p.channels, at.from + j, image_p, image_q);
         }
         m1 = warp_sum(m1) / elements;
         m2 = warp_sum(m2) / elements * rstd;
-        for (int j = lane; j < group_len; j += 32) {
-            int i = at.quad_at(g * group_len + j);
-            c[i] = -m2;
-            d[i] = fmaf(mean, m2, -m1);
+        for (int j = g * group_len + t % 32; j < (g + 1) * group_len; j += 32) {
+            c[at.at(j)] = -m2;
+            d[at.at(j)] = fmaf(mean, m2, -m1);
         }
     }
-    if (!p.d_x && !p.d_x2) return;
     __syncthreads();
 
+    at = Slice<V>(p.channels, p.slice);
     for (int column = at.column; column < at.columns; column += THREADS) {
-        Pack<V> ka = at.quads(a, column);
-        Source<const Bf16> from[2] = {none, none};
-        sources(column, from);
         int channel = at.from + column * V;
         bool second = channel >= p.channels - p.x2_channels, add = second ? p.add2 : p.add;
         if (!(second ? p.d_x2 : p.d_x)) continue;
-        Source<Bf16> to((Bf16 *)p.d_x, (Bf16 *)p.d_x2, p.channels, p.x2_channels, at.image, p.spatial, channel);
-        const Bf16 *joined = (const Bf16 *)p.joined + at.image * p.spatial * p.channels + channel;
-        each<V, false>(at, column, p.spatial, p.kept, cache, from, [&](int s, const Raw<V>(&raw)[2]) {
-            Pack<V> x = raw[0].widened(), d_y = raw[1].widened(), kc = at.quads(c, column), kd = at.quads(d, column);
-            Pack<V> kb = at.quads(b, column);
-            if (ACTIVATION == ANY) ka = at.quads(a, column);
+        Pack<QUAD> ka[V / QUAD];
+        gains(column, ka);
+        Source<const Bf16> from[2] = {none, none};
+        sources(column, from);
+        Source<Bf16> to(p.d_x, p.d_x2, p.channels, p.x2_channels, at.image, spatial, channel);
+        each<V, false>(at, column, spatial, p.kept, cache, from, [&](int s, const Raw<V>(&raw)[2]) {
+            Pack<V> d_x;
+#pragma unroll(ACTIVATION == ANY ? 1 : 2)
+            for (int h = 0; h < V / QUAD; h++) {
+                Pack<QUAD> x = raw[0].quad(h), d_y = raw[1].quad(h), kb = at.quad(b, column, h);
+                Pack<QUAD> kc = at.quad(c, column, h), kd = at.quad(d, column, h);
+                Pack<QUAD> gain = ACTIVATION == ANY ? at.quad(a, column, h) : ka[h];
 #pragma unroll
-            for (int k = 0; k < V; k++) {
-                float dv = d_y[k] * slope<ACTIVATION>(p.activation, fmaf(x[k], ka[k], kb[k]));
-                x[k] = fmaf(dv, ka[k], fmaf(x[k], kc[k], kd[k]));
+                for (int k = 0; k < QUAD; k++) {
+                    float dv = d_y[k] * slope<ACTIVATION>(p.activation, fmaf(x[k], gain[k], kb[k]));
+                    if (V > QUAD) d_x[k] = d_x[k + V - QUAD];
+                    d_x[k + V - QUAD] = fmaf(dv, gain[k], fmaf(x[k], kc[k], kd[k]));
+                }
             }
             if (p.joined) {
-                Pack<V> before = ((const Raw<V> *)(joined + (Len)s * p.channels))->widened();
+                Pack<V> before = read<V>(same(from[1].at(s), p.d_y, p.joined));
 #pragma unroll
-                for (int k = 0; k < V; k++) x[k] = before[k] + x[k];
+                for (int k = 0; k < V; k++) d_x[k] = before[k] + d_x[k];
             }
-            write<V>(to.at(s), x, add);
+            write<V>(to.at(s), d_x, add);
+        });
+    }
+
+    if (!of_weights || !is_last_block(p.counters + blockIdx.x, gridDim.y)) return;
+    at = Slice<V>(p.channels, p.slice);
+    for (int start = 0; start < at.columns; start += THREADS) {
+        float sums[2 * V] = {};
+        if (start + at.column < at.columns) {
+            float(&all_p)[V] = *(float(*)[V])sums, (&all_q)[V] = *(float(*)[V])(sums + V);
+            for (int image = at.row; image < gridDim.y; image += at.rows) {
+                add_sums<V>(p, p.sums + (Len)image * 2 * p.channels, at.from + (start + at.column) * V, all_p, all_q);
+            }
+        }
+        at.over_rows(sums, partial, start, [&](int which, int c, float sum) {
+            float *to = which ? p.d_gamma : p.d_beta;
+            if (to) put(to + at.from + c, sum, which ? p.add_gamma : p.add_beta);
         });
     }
 }
 
-ENTRY(norm_forward_group_bf16, NormHalf, 256, 4) { group_forward<8, ACTIVATION_NONE>(p); }
-ENTRY(norm_forward_group_silu_bf16, NormHalf, 256, 4) { group_forward<8, ACTIVATION_SILU>(p); }
-ENTRY(norm_forward_group_any_bf16, NormHalf, 256, 4) { group_forward<8, ANY>(p); }
-ENTRY(norm_forward_group_odd_bf16, NormHalf, 256, 4) { group_forward<1, ANY>(p); }
-ENTRY(norm_backward_group_bf16, NormHalfBackward, 256, 4) { group_backward<8, ACTIVATION_NONE>(p); }
-ENTRY(norm_backward_group_silu_bf16, NormHalfBackward, 256, 4) { group_backward<8, ACTIVATION_SILU>(p); }
-ENTRY(norm_backward_group_any_bf16, NormHalfBackward, 256, 2) { group_backward<8, ANY>(p); }
-ENTRY(norm_backward_group_odd_bf16, NormHalfBackward, 256, 4) { group_backward<1, ANY>(p); }
+ENTRY(norm_forward_group_bf16, Norm, 256, 4) { group_forward<8, ACTIVATION_NONE>(p); }
+ENTRY(norm_forward_group_silu_bf16, Norm, 256, 4) { group_forward<8, ACTIVATION_SILU>(p); }
+ENTRY(norm_forward_group_any_bf16, Norm, 256, 4) { group_forward<8, ANY>(p); }
+ENTRY(norm_forward_group_odd_bf16, Norm, 256, 4) { group_forward<1, ANY>(p); }
+ENTRY(norm_backward_group_bf16, NormBackward, 256, 4) { group_backward<8, ACTIVATION_NONE>(p); }
+ENTRY(norm_backward_group_silu_bf16, NormBackward, 256, 4) { group_backward<8, ACTIVATION_SILU>(p); }
+ENTRY(norm_backward_group_any_bf16, NormBackward, 256, 4) { group_backward<8, ANY>(p); }
+ENTRY(norm_backward_group_odd_bf16, NormBackward, 256, 4) { group_backward<1, ANY>(p); }

@@ -1,40 +1,25 @@
-// What the norms of bf16 share: channels as they are stored, gain and bias, activations.
+// What norms of bf16 share: channels as they are stored, gain and bias, activations.
 #pragma once
-#include "half.cuh"
 #include "math.cuh"
-
-/// V channels of one position.
-template <int V> INLINE Pack<V> read(const Bf16 *p) {
-    if constexpr (V == 8) {
-        return load<8>(p, 8);
-    } else {
-        return {{__bfloat162float(*p)}};
-    }
-}
-
-template <int V> INLINE void write(Bf16 *p, Pack<V> x, bool add) {
-    if constexpr (V == 8) {
-        store(p, x, 8, add);
-    } else {
-        *p = __float2bfloat16_rn(add ? __bfloat162float(*p) + x[0] : x[0]);
-    }
-}
+#include "norm.cuh"
 
 /// V channels as they are stored.
 template <int V> struct Raw;
 template <> struct Raw<8> {
     uint4 bits;
+    INLINE Pack<4> quad(int half) const {
+        const unsigned low = half ? bits.z : bits.x, high = half ? bits.w : bits.y;
+        return {{__uint_as_float(low << 16), __uint_as_float(low & 0xffff0000u), __uint_as_float(high << 16),
+                 __uint_as_float(high & 0xffff0000u)}};
+    }
     INLINE Pack<8> widened() const {
-        const unsigned word[4] = {bits.x, bits.y, bits.z, bits.w};
-        Pack<8> x;
-#pragma unroll
-        for (int k = 0; k < 8; k++)
-            x[k] = __uint_as_float(k % 2 ? word[k / 2] & 0xffff0000u : word[k / 2] << 16);
-        return x;
+        Pack<4> a = quad(0), b = quad(1);
+        return {{a[0], a[1], a[2], a[3], b[0], b[1], b[2], b[3]}};
     }
 };
 template <> struct Raw<1> {
     Bf16 bits;
+    INLINE Pack<1> quad(int) const { return widened(); }
     INLINE Pack<1> widened() const { return {{__bfloat162float(bits)}}; }
 };
 

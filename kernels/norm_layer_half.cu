@@ -4,9 +4,9 @@
 // A warp has a position at a time, a lane CH columns of 8 channels of it, which it reads
 // once and keeps; mean and variance are of what it keeps, in two passes. A block has
 // several positions of one image, and gain and bias of every channel in shared memory.
-// Backward each warp adds up P and Q of its positions there too; a block writes their sums,
-// a part of the image's, which norm_backward_vectors_bf16 adds in order. Nothing depends
-// on the batch.
+// Backward each warp adds up P and Q of its positions there too; a block leaves their sums,
+// a part of the image's, which the last blocks add up (layer_vectors). What is an image's
+// own does not depend on the batch.
 #include "norm_half.cuh"
 
 /// Positions of a block; backward it writes 8 bytes a channel for them all.
@@ -56,12 +56,12 @@ template <class P> INLINE void stage_affine(const P &p, const Channels &channels
     __syncthreads();
 }
 
-template <int CH> INLINE void layer_forward(const NormHalf &p) {
+template <int CH> INLINE void layer_forward(const Norm &p) {
     extern __shared__ __align__(16) float shared[];
     Channels channels = {p.channels / 8};
     float *gain = shared, *bias = gain + p.channels;
     stage_affine(p, channels, gain, bias);
-    int lane = threadIdx.x % 32, end = min(p.spatial, (int)(blockIdx.x + 1) * POSITIONS);
+    int lane = threadIdx.x % 32, end = min((int)p.spatial, (int)(blockIdx.x + 1) * POSITIONS);
     float elements = (float)p.channels;
     for (int s = blockIdx.x * POSITIONS + threadIdx.x / 32; s < end; s += blockDim.x / 32) {
         Len row = (Len)blockIdx.y * p.spatial + s;
@@ -102,7 +102,7 @@ template <int CH> INLINE void layer_forward(const NormHalf &p) {
     }
 }
 
-template <int CH> INLINE void layer_backward(const NormHalfBackward &p) {
+template <int CH> INLINE void layer_backward(const NormBackward &p) {
     extern __shared__ __align__(16) float shared[];
     Channels channels = {p.channels / 8};
     int warps = blockDim.x / 32, lane = threadIdx.x % 32;
@@ -110,7 +110,7 @@ template <int CH> INLINE void layer_backward(const NormHalfBackward &p) {
     float *of_p = sums + threadIdx.x / 32 * 2 * p.channels, *of_q = of_p + p.channels;
     for (int i = threadIdx.x; i < warps * 2 * p.channels; i += blockDim.x) sums[i] = 0.0f;
     stage_affine(p, channels, gain, bias);
-    int end = min(p.spatial, (int)(blockIdx.x + 1) * BACKWARD_POSITIONS);
+    int end = min((int)p.spatial, (int)(blockIdx.x + 1) * BACKWARD_POSITIONS);
     float elements = (float)p.channels;
     for (int s = blockIdx.x * BACKWARD_POSITIONS + threadIdx.x / 32; s < end; s += warps) {
         Len row = (Len)blockIdx.y * p.spatial + s;
@@ -164,6 +164,7 @@ template <int CH> INLINE void layer_backward(const NormHalfBackward &p) {
         }
     }
     __syncthreads();
+    if (!p.sums) return;
     Len part = (Len)blockIdx.y * gridDim.x + blockIdx.x;
     for (int column = threadIdx.x; column < channels.columns; column += blockDim.x) {
         Pack<8> total_p = {}, total_q = {};
@@ -176,40 +177,12 @@ template <int CH> INLINE void layer_backward(const NormHalfBackward &p) {
                 total_q[k] += warp_q[k];
             }
         }
-        store(p.p + part * p.channels + column * 8, total_p, 8);
-        store(p.q + part * p.channels + column * 8, total_q, 8);
+        leave_sums<8>(p, p.sums + part * 2 * p.channels, column * 8, total_p.v, total_q.v);
     }
+    layer_vectors<Bf16, 8, float>(p);
 }
 
-ENTRY(norm_forward_layer_1024_bf16, NormHalf, 256) { layer_forward<4>(p); }
-ENTRY(norm_forward_layer_2048_bf16, NormHalf, 256) { layer_forward<8>(p); }
-ENTRY(norm_backward_layer_1024_bf16, NormHalfBackward, 128) { layer_backward<4>(p); }
-ENTRY(norm_backward_layer_2048_bf16, NormHalfBackward, 128, 1) { layer_backward<8>(p); }
-
-/// Gradients of the vectors from the parts of P and Q, in order; a thread a channel. With
-/// as many rows of blocks as images each takes its own: for d_scale_shift alone.
-ENTRY(norm_backward_vectors_bf16, NormVectors, 256) {
-    Len c = (Len)blockIdx.x * 256 + threadIdx.x;
-    if (c >= p.channels) return;
-    float gamma = p.gamma ? p.gamma[c] : 1.0f, beta = p.beta ? p.beta[c] : 0.0f;
-    float d_gamma = 0.0f, d_beta = 0.0f;
-    bool alone = gridDim.y > 1;
-    for (Len image = alone ? blockIdx.y : 0; image < (alone ? blockIdx.y + 1 : p.n); image++) {
-        float of_p = 0.0f, of_q = 0.0f;
-        for (Len part = image * p.parts; part < (image + 1) * p.parts; part++) {
-            of_p += p.p[part * p.channels + c];
-            of_q += p.q[part * p.channels + c];
-        }
-        Len row = image * 2 * p.channels + c;
-        float scale = p.scale_shift ? 1.0f + __bfloat162float(((const Bf16 *)p.scale_shift)[row]) : 1.0f;
-        d_gamma = fmaf(scale, of_q, d_gamma);
-        d_beta = fmaf(scale, of_p, d_beta);
-        if (p.d_scale_shift) {
-            Bf16 *d = (Bf16 *)p.d_scale_shift + row;
-            write<1>(d, {{fmaf(gamma, of_q, beta * of_p)}}, p.add_scale_shift);
-            write<1>(d + p.channels, {{of_p}}, p.add_scale_shift);
-        }
-    }
-    if (p.d_gamma) put(p.d_gamma + c, d_gamma, p.add_gamma);
-    if (p.d_beta) put(p.d_beta + c, d_beta, p.add_beta);
-}
+ENTRY(norm_forward_layer_1024_bf16, Norm, 256) { layer_forward<4>(p); }
+ENTRY(norm_forward_layer_2048_bf16, Norm, 256, 2) { layer_forward<8>(p); }
+ENTRY(norm_backward_layer_1024_bf16, NormBackward, 128) { layer_backward<4>(p); }
+ENTRY(norm_backward_layer_2048_bf16, NormBackward, 128, 1) { layer_backward<8>(p); }

@@ -334,77 +334,11 @@ struct Resample {
     Word add;
 };
 
-/* norm.cu */
+/* norm_group.cu, norm_layer.cu, norm_group_half.cu, norm_layer_half.cu */
 
-/** y = f(xhat gain + bias); see ops::norm::Norm. */
+/** y = f(xhat gain + bias); see ops::norm::Norm. Of group norms x may lie in two tensors,
+ * side by side in channels. */
 struct Norm {
-    float *y;                 /* [n, spatial, channels] */
-    float *mean;              /* [n, groups], layer: [n, spatial] */
-    float *rstd;              /* as mean */
-    const float *x;           /* [n, spatial, channels - x2_channels] */
-    const float *x2;          /* [n, spatial, x2_channels], group; may be null */
-    const float *gamma;       /* [channels]; may be null */
-    const float *beta;        /* [channels]; may be null */
-    const float *scale_shift; /* [n, 2 channels], scale first; may be null */
-    Len spatial;
-    int channels;
-    int x2_channels;
-    int groups; /* not read by layer norms */
-    int slice;  /* channels of a block: whole groups; not read by layer norms */
-    Word cached; /* whether a slice fits into shared memory */
-    float eps;
-    Word activation;
-    Word add;
-};
-
-/** d_x, and P and Q of every image and channel. */
-struct NormBackward {
-    float *d_x;               /* as x; group: may be null */
-    float *d_x2;              /* as x2; may be null */
-    float *p;                 /* [n, channels] */
-    float *q;                 /* [n, channels] */
-    const float *x;           /* [n, spatial, channels - x2_channels] */
-    const float *x2;          /* [n, spatial, x2_channels], group; may be null */
-    const float *gamma;       /* [channels]; may be null */
-    const float *beta;        /* [channels]; may be null */
-    const float *scale_shift; /* [n, 2 channels]; may be null */
-    const float *mean;        /* [n, groups], layer: [n, spatial] */
-    const float *rstd;        /* as mean */
-    const float *d_y;         /* [n, spatial, channels] */
-    const float *joined;      /* [n, spatial, channels], added to d_x and d_x2; may be null */
-    Len spatial;
-    int channels;
-    int x2_channels;
-    int groups;
-    int slice;
-    Word cached; /* whether two slices fit into shared memory */
-    Word activation;
-    Word add;
-    Word add2;
-};
-
-/** Gradients of the vectors from P and Q. */
-struct NormVectors {
-    float *d_gamma;           /* [channels]; may be null */
-    float *d_beta;            /* [channels]; may be null */
-    void *d_scale_shift;      /* [n, 2 channels] as scale_shift; may be null */
-    const float *p;           /* [n, parts, channels] */
-    const float *q;           /* [n, parts, channels] */
-    const float *gamma;       /* [channels]; may be null */
-    const float *beta;        /* [channels]; may be null */
-    const void *scale_shift;  /* [n, 2 channels]; may be null */
-    Len n;
-    int channels;
-    int parts; /* 1 in f32 */
-    Word add_gamma;
-    Word add_beta;
-    Word add_scale_shift;
-};
-
-/* norm_group_half.cu, norm_layer_half.cu: bf16 but for what is float */
-
-/** As Norm; x may lie in two tensors, side by side in channels. */
-struct NormHalf {
     void *y;                 /* [n, spatial, channels] */
     float *mean;             /* [n, groups], layer: [n, spatial] */
     float *rstd;             /* as mean */
@@ -413,23 +347,26 @@ struct NormHalf {
     const float *gamma;      /* [channels]; may be null */
     const float *beta;       /* [channels]; may be null */
     const void *scale_shift; /* [n, 2 channels], scale first; may be null */
-    int spatial;
+    Len spatial;
     int channels;
     int x2_channels;
-    int groups; /* not read by layer norms */
-    int slice;  /* channels of a block: whole groups; not read by layer norms */
-    int kept;   /* positions of a slice in shared memory; not read by layer norms */
+    int groups; /* this and what follows: not read by layer norms */
+    int slice;  /* channels of a block: whole groups */
+    int kept;   /* positions of a slice in shared memory */
     float eps;
     Word activation;
     Word add;
 };
 
-/** As NormBackward; a gradient for each of the tensors of x. */
-struct NormHalfBackward {
-    void *d_x;               /* as x; may be null */
-    void *d_x2;              /* as x2; may be null */
-    float *p;                /* [n, channels]; layer: [n, parts, channels] */
-    float *q;                /* as p */
+/** Gradients of all operands. Each may be null. */
+struct NormBackward {
+    void *d_x;               /* as x */
+    void *d_x2;              /* as x2 */
+    float *d_gamma;          /* [channels] */
+    float *d_beta;           /* [channels] */
+    void *d_scale_shift;     /* [n, 2 channels] */
+    float *sums;             /* see the kernels; null for d_x and d_x2 alone */
+    Word *counters;          /* zeros, and left so */
     const void *x;           /* [n, spatial, channels - x2_channels] */
     const void *x2;          /* [n, spatial, x2_channels]; may be null */
     const float *gamma;      /* [channels]; may be null */
@@ -439,15 +376,18 @@ struct NormHalfBackward {
     const float *rstd;       /* as mean */
     const void *d_y;         /* [n, spatial, channels] */
     const void *joined;      /* [n, spatial, channels], added to d_x and d_x2; may be null */
-    int spatial;
+    Len spatial;
     int channels;
     int x2_channels;
-    int groups;
-    int slice;
-    int kept; /* positions of two slices in shared memory */
+    int groups; /* not read by layer norms, as slice and kept */
+    int slice;  /* channels of a block: whole groups */
+    int kept;   /* positions of two slices in shared memory */
     Word activation;
     Word add;
     Word add2;
+    Word add_gamma;
+    Word add_beta;
+    Word add_scale_shift;
 };
 
 /* attention.cu, attention_tensor*.cu */
