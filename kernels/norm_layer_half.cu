@@ -1,4 +1,4 @@
-// Layer normalisation in bf16: norm.cu's equations, with statistics, gamma, beta and
+// Layer normalisation in bf16: norm_group.cu's equations, with statistics, gamma, beta and
 // gradients of vectors in f32. Channels are a multiple of 8.
 //
 // A warp has a position at a time, a lane CH columns of 8 channels of it, which it reads
