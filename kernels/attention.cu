@@ -173,7 +173,7 @@ ENTRY(attention_forward_32_f32, Attention, 128) { forward<32, 32>(p); }
 
 ENTRY(attention_forward_64_f32, Attention, 128) { forward<64, 32>(p); }
 
-ENTRY(attention_forward_128_f32, Attention, 128) { forward<128, 32>(p); }
+ENTRY(attention_forward_128_f32, Attention, 128, 1) { forward<128, 32>(p); }
 
 ENTRY(attention_forward_256_f32, Attention, 128) { forward<256, 32>(p); }
 

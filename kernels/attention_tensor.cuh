@@ -46,62 +46,76 @@ struct LaneSteps {
     INLINE unsigned operator()(int k) const { return at[k % 4] + k / 4 * 128; }
 };
 
+/// The same where `there`, without a branch, and else nothing.
+INLINE void copy16_where(bool there, unsigned to, const void *from, bool inside) {
+    asm volatile("{ .reg .pred there, ignore; setp.ne.u32 there, %3, 0; setp.eq.u32 ignore, %2, 0;"
+                 " @there cp.async.cg.shared.global [%0], [%1], 16, ignore; }" ::"r"(to),
+                 "l"(from), "r"((unsigned)inside), "r"((unsigned)there)
+                 : "memory");
+}
+
 /// Brings tiles of one tensor's head into shared memory, one after the other: a thread has
-/// chunks 128 bytes apart of every STEP-th row. Without ALIGNED, 16 bytes of memory may
-/// straddle heads, and elements go one by one.
+/// chunks 128 bytes apart of every STEP-th row, and walks from tile to tile. Without
+/// ALIGNED, 16 bytes of memory may straddle heads, and elements go one by one.
 template <int D, int THREADS, bool ALIGNED> struct HeadRows {
     using Tile = HeadTile<D>;
-    static constexpr int ALONG = Tile::CHUNKS < 8 ? Tile::CHUNKS : 8, STEP = THREADS / ALONG;
-    /// The next tile's first row, from this thread's first chunk on.
+    static constexpr int MOST = Tile::CHUNKS == 32 ? THREADS / 16 : 8;
+    static constexpr int ALONG = Tile::CHUNKS < MOST ? Tile::CHUNKS : MOST, STEP = THREADS / ALONG;
+    /// This thread's first chunk of the next tile.
     const char *from;
     unsigned pitch; // bytes from row to row
-    int dim;
+    int dim;        // channels from this thread's first one on
     unsigned slot;
 
     INLINE HeadRows(const void *tensor, Len head, unsigned pitch, int dim)
         : from((const char *)((const Bf16 *)tensor + head)), pitch(pitch), dim(dim) {
-        int c = threadIdx.x % ALONG;
-        if (ALIGNED) from += c * 16;
-        slot = Tile::at(threadIdx.x / ALONG, c);
+        int c = threadIdx.x % ALONG, r = threadIdx.x / ALONG;
+        if (ALIGNED) {
+            from += c * 16 + (Len)r * pitch;
+            this->dim -= c * 8;
+            keep(this->dim);
+        }
+        slot = Tile::at(r, c);
         keep(slot);
-    }
-
-    INLINE const char *further(unsigned row) const {
-        const char *to;
-        asm volatile("mad.wide.u32 %0, %1, %2, %3;" : "=l"(to) : "r"(row), "r"(pitch), "l"(from));
-        return to;
     }
 
     INLINE void seek(Len row) { from += row * (Len)pitch; }
 
     /// The next ROWS rows, of which `rows` exist.
-    template <int ROWS> INLINE void fetch(unsigned tile, int rows = ROWS) {
+    template <int ROWS> INLINE void fetch(unsigned tile, int rows = ROWS) { fetch<ROWS, 1>(tile, 0, rows); }
+
+    /// Of TENSORS that lie `apart` bytes from each other, tile behind tile.
+    template <int ROWS, int TENSORS> INLINE void fetch(unsigned tile, Len apart, int rows = ROWS) {
         if constexpr (ALIGNED) {
-            int r = threadIdx.x / ALONG, channel = threadIdx.x % ALONG * 8;
-            if (ROWS >= STEP || r < ROWS) {
+            static_assert(STEP % 8 == 0 && (ROWS % STEP == 0 || ROWS < STEP), "whole steps");
+            int r = threadIdx.x / ALONG;
+            // Without it the compiler keeps an address for each tensor.
+            keep(from);
 #pragma unroll
-                for (int i = 0; i < (ROWS + STEP - 1) / STEP; i++) {
-                    // One instruction, which the compiler would take apart to share.
-                    unsigned row = i * STEP + r;
-                    keep(row);
-                    const char *at = further(row);
-                    unsigned permuted = place<EIGHT_ROWS, Tile::CHUNKS>(i * STEP, 0) * 16;
-                    unsigned to = (tile + slot ^ permuted) + i * STEP * Tile::PITCH;
-                    bool exists = rows == ROWS || (int)row < rows;
+            for (int i = 0; i < (ROWS + STEP - 1) / STEP; i++) {
+                unsigned to = tile + slot + i * STEP * Tile::PITCH;
+                bool exists = rows == ROWS || i * STEP + r < rows;
+                if (ROWS >= STEP || r < ROWS) {
 #pragma unroll
-                    for (int c = 0; c < Tile::CHUNKS; c += 8)
-                        copy16(to + c * 16, at + c * 16, exists && channel + c * 8 < dim);
+                    for (int t = 0; t < TENSORS; t++)
+#pragma unroll
+                        for (int c = 0; c < Tile::CHUNKS; c += ALONG)
+                            copy16(to + t * ROWS * Tile::PITCH + c * 16, from + i * STEP * (Len)pitch + t * apart + c * 16, exists && c * 8 < dim);
                 }
             }
+            seek(ROWS);
         } else {
 #pragma unroll 1
             for (int i = threadIdx.x; i < ROWS * D; i += THREADS) {
                 int r = i / D, c = i % D;
-                const Bf16 *element = (const Bf16 *)further(r) + c;
-                copy_element(tile + Tile::at(r, c / 8) + c % 8 * 2, element, r < rows && c < dim);
+                const char *row = from + (Len)r * pitch;
+#pragma unroll
+                for (int t = 0; t < TENSORS; t++)
+                    copy_element(tile + t * ROWS * Tile::PITCH + Tile::at(r, c / 8) + c % 8 * 2,
+                                 (const Bf16 *)(row + t * apart) + c, r < rows && c < dim);
             }
+            seek(ROWS);
         }
-        from = further(ROWS);
     }
 };
 
@@ -121,23 +135,19 @@ INLINE void load_left(unsigned (&a)[M][4], unsigned tile, const LaneSteps &steps
     for (int m = 0; m < M; m++) load_matrices(a[m], tile + steps(k) + m * 16 * HeadTile<D>::PITCH);
 }
 
-/// s += a b^T: M times 16 rows times the ROWS rows of a tile, over the channels. `left`
-/// loads the left operand's step k; `steps` of by_columns.
-template <int D, int ROWS, int M, class Left>
-INLINE void products(float (&s)[M][ROWS / 8][4], unsigned tile, const LaneSteps &steps, Left left) {
+/// Step k of s += a b^T: M times 16 rows times the ROWS rows of a tile, over 16 channels;
+/// `steps` of by_columns.
+template <int D, int ROWS, int M>
+INLINE void step(float (&s)[M][ROWS / 8][4], unsigned tile, const LaneSteps &steps, int k,
+                 const unsigned (&a)[M][4]) {
 #pragma unroll
-    for (int k = 0; k < D / 16; k++) {
-        unsigned a[M][4];
-        left(a, k);
+    for (int j = 0; j < ROWS / 16; j++) {
+        unsigned b[4];
+        load_matrices(b, tile + steps(k) + j * 16 * HeadTile<D>::PITCH);
 #pragma unroll
-        for (int j = 0; j < ROWS / 16; j++) {
-            unsigned b[4];
-            load_matrices(b, tile + steps(k) + j * 16 * HeadTile<D>::PITCH);
-#pragma unroll
-            for (int m = 0; m < M; m++) {
-                mma(s[m][2 * j], a[m], b[0], b[1], s[m][2 * j]);
-                mma(s[m][2 * j + 1], a[m], b[2], b[3], s[m][2 * j + 1]);
-            }
+        for (int m = 0; m < M; m++) {
+            mma(s[m][2 * j], a[m], b[0], b[1], s[m][2 * j]);
+            mma(s[m][2 * j + 1], a[m], b[2], b[3], s[m][2 * j + 1]);
         }
     }
 }

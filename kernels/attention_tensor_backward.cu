@@ -1,11 +1,12 @@
 // attention.cu's backward passes in bf16 on tensor cores; weights, sums and lse in f32.
 //
-// A warp has 16 rows, a block 64 of one head of one image, and walks over tiles of TILE rows
-// of the other side: queries over keys for d_q, keys over queries for d_k and d_v. Both
-// find the weights again from lse and write what they alone sum, so nothing is added
-// atomically. With heads of 256 d_k and d_v do not both fit into registers and take a
-// pass each. Of a row's two left operands the first is kept in registers, and the second
-// too where they suffice; weights become left operands without leaving registers.
+// A warp has 16 rows, a block 16 WARPS of one head of one image, and walks over tiles of
+// TILE rows of the other side, PART at a time: queries over keys for d_q, keys over queries
+// for d_k and d_v. Both find the weights again from lse and write what they alone sum, so
+// nothing is added atomically. With heads of 256 d_k and d_v do not both fit into registers
+// and take a pass each. Of a row's two left operands the first is kept in registers, and
+// the second too where they suffice; weights become left operands without leaving
+// registers. Wide heads take 8 warps, which share what is brought of the other side.
 //
 //   p = 2^(scale' s - lse'), d_s = p (d_p - delta), scale' = scale log2 e, lse' = lse log2 e
 //
@@ -54,43 +55,45 @@ INLINE void read_quad(float (&to)[4], unsigned at) {
                  : "memory");
 }
 
-/// A block's rows; two stages of tiles of the other side, through which the left operands
+/// Shared memory: two stages of tiles of the other side, through which the left operands
 /// that are kept have come; a left operand that is not kept; statistics of two stages.
-template <int D, int TILE, Target TARGET, bool KEEP_SECOND, bool ALIGNED>
+template <int D, int WARPS, int TILE, int PART, Target TARGET, bool KEEP_SECOND, bool ALIGNED>
 INLINE void backward(const AttentionBackward &p) {
     using Tile = HeadTile<D>;
-    using Rows = HeadRows<D, 128, ALIGNED>;
+    using Rows = HeadRows<D, 32 * WARPS, ALIGNED>;
+    constexpr int OWN_ROWS = 16 * WARPS;
     constexpr bool BY_KEYS = TARGET != D_Q, WEIGHTS = TARGET == D_V || TARGET == D_K_AND_V;
     constexpr bool SCORES = TARGET != D_V;
-    constexpr unsigned BYTES = TILE * Tile::PITCH, STAGE = 2 * BYTES, OWN = 64 * Tile::PITCH;
+    constexpr unsigned BYTES = TILE * Tile::PITCH, STAGE = 2 * BYTES, OWN = OWN_ROWS * Tile::PITCH;
+    static_assert(OWN_ROWS <= 4 * TILE + (SCORES && !KEEP_SECOND ? OWN_ROWS : 0), "room for a left operand");
     extern __shared__ __align__(1024) unsigned char shared[];
     unsigned stages = shared_address(shared), second = stages + 2 * STAGE;
     unsigned statistics = second + (SCORES && !KEEP_SECOND ? OWN : 0);
     unsigned warp_rows = threadIdx.x / 32 * 16 * Tile::PITCH;
     Head head(p);
     Len rows = BY_KEYS ? p.s_kv : p.s_q, others = BY_KEYS ? p.s_q : p.s_kv;
-    Len from = (Len)blockIdx.x * 64, own = BY_KEYS ? head.kv : head.q, other = BY_KEYS ? head.q : head.kv;
-    int there = (int)min(rows - from, (Len)64);
+    Len from = (Len)blockIdx.x * OWN_ROWS, own = BY_KEYS ? head.kv : head.q, other = BY_KEYS ? head.q : head.kv;
+    int there = (int)min(rows - from, (Len)OWN_ROWS);
 
     LaneSteps by_rows(Tile::by_rows()), by_columns(Tile::by_columns());
-    unsigned a1[1][D / 16][4], a2[1][KEEP_SECOND ? D / 16 : 1][4];
+    unsigned a1[D / 16][1][4], a2[KEEP_SECOND ? D / 16 : 1][1][4];
     auto bring = [&](const void *tensor, unsigned tile) {
         Rows mine(tensor, own, p.pitch, p.head_dim);
         mine.seek(from);
-        mine.template fetch<64>(tile, there);
+        mine.template fetch<OWN_ROWS>(tile, there);
         commit_copies();
         await_copies<0>();
         __syncthreads();
     };
     bring(BY_KEYS ? p.k : p.q, stages);
 #pragma unroll
-    for (int k = 0; k < D / 16; k++) load_matrices(a1[0][k], stages + warp_rows + by_rows(k));
+    for (int k = 0; k < D / 16; k++) load_matrices(a1[k][0], stages + warp_rows + by_rows(k));
     __syncthreads();
     if constexpr (SCORES) {
         bring(BY_KEYS ? p.v : p.d_o, KEEP_SECOND ? stages : second);
         if constexpr (KEEP_SECOND) {
 #pragma unroll
-            for (int k = 0; k < D / 16; k++) load_matrices(a2[0][k], stages + warp_rows + by_rows(k));
+            for (int k = 0; k < D / 16; k++) load_matrices(a2[k][0], stages + warp_rows + by_rows(k));
             __syncthreads();
         }
     }
@@ -99,22 +102,24 @@ INLINE void backward(const AttentionBackward &p) {
     // The last tile, which may be short, comes first.
     Len last = (Len)left * TILE;
     int short_rows = (int)(others - last);
-    Rows b1(BY_KEYS ? p.q : p.k, other, p.pitch, p.head_dim);
-    Rows b2(BY_KEYS ? p.d_o : p.v, other, p.pitch, p.head_dim);
+    const char *first = (const char *)(BY_KEYS ? p.q : p.k), *then = (const char *)(BY_KEYS ? p.d_o : p.v);
+    Rows both(first, other, p.pitch, p.head_dim);
+    Len apart = then - first;
     Len pairs = (p.s_q + 1) / 2, of_head = ((Len)blockIdx.z * p.heads + blockIdx.y) * pairs;
     const float *pair = p.delta + of_head * PAIR;
-    auto fetch_pairs = [&](unsigned to, Len first, int count) {
+    // What this thread brings of the next tile's statistics.
+    const float *statistic = pair + last / 2 * PAIR + threadIdx.x * 4;
+    auto fetch_pairs = [&](unsigned to, int count) {
         int i = threadIdx.x;
-        if (BY_KEYS && i < TILE) copy16(to + i * 16, pair + first / 2 * PAIR + i * 4, i < (count + 1) / 2 * 2);
+        if (BY_KEYS) copy16_where(i < TILE, to + i * 16, statistic, i < (count + 1) / 2 * 2);
+        statistic += TILE / 2 * PAIR;
     };
-    b1.seek(last);
-    b2.seek(last);
-    b1.template fetch<TILE>(stages, short_rows);
-    b2.template fetch<TILE>(stages + BYTES, short_rows);
-    fetch_pairs(statistics, last, short_rows);
+    both.seek(last);
+    both.template fetch<TILE, 2>(stages, apart, short_rows);
+    fetch_pairs(statistics, short_rows);
+    statistic = pair + threadIdx.x * 4;
     commit_copies();
-    b1.seek(-last - TILE);
-    b2.seek(-last - TILE);
+    both.seek(-last - TILE);
 
     float scale = p.scale * LOG2_E;
     int g = threadIdx.x % 32 / 4, t = threadIdx.x % 4;
@@ -133,65 +138,69 @@ INLINE void backward(const AttentionBackward &p) {
     float d1[1][SCORES ? D / 8 : 1][4] = {}, d2[1][WEIGHTS ? D / 8 : 1][4] = {};
 
     unsigned stage = 0, statistics_stage = 0;
-    Len next = 0;
     auto turn = [&](auto is_short) {
         await_copies<0>();
         __syncthreads();
         if (left > 0) {
-            b1.template fetch<TILE>(stages + (STAGE - stage));
-            b2.template fetch<TILE>(stages + (STAGE - stage) + BYTES);
-            fetch_pairs(statistics + (TILE * 16 - statistics_stage), next, TILE);
+            both.template fetch<TILE, 2>(stages + (STAGE - stage), apart);
+            fetch_pairs(statistics + (TILE * 16 - statistics_stage), TILE);
         }
         commit_copies();
-        next += TILE;
         left--;
-        float s[1][TILE / 8][4] = {};
-        products<D, TILE, 1>(s, stages + stage, by_columns, [&](unsigned(&a)[1][4], int k) {
 #pragma unroll
-            for (int e = 0; e < 4; e++) a[0][e] = a1[0][k][e];
-        });
-        unsigned w[1][TILE / 16][4];
-        [[maybe_unused]] unsigned at = statistics + statistics_stage + t * 32;
+        for (int part = 0; part < TILE / PART; part++) {
+            unsigned b1_tile = stages + stage + part * PART * Tile::PITCH, b2_tile = b1_tile + BYTES;
+            [[maybe_unused]] unsigned at = statistics + statistics_stage + t * 32 + part * (PART * 16);
+            float s[1][PART / 8][4] = {};
+            [[maybe_unused]] float d_p[1][SCORES ? PART / 8 : 1][4];
+            if constexpr (SCORES) {
 #pragma unroll
-        for (int j = 0; j < TILE / 8; j++) {
-            float of_columns[4];
-            if constexpr (BY_KEYS) read_quad(of_columns, at + j * 128 + 16);
-#pragma unroll
-            for (int e = 0; e < 4; e++)
-                s[0][j][e] = exp2_fast(fmaf(s[0][j][e], scale, BY_KEYS ? of_columns[e % 2] : lse[e / 2]));
-            if constexpr (WEIGHTS) {
-                w[0][j / 2][j % 2 * 2] = pack(s[0][j][0], s[0][j][1]);
-                w[0][j / 2][j % 2 * 2 + 1] = pack(s[0][j][2], s[0][j][3]);
-            }
-        }
-        if constexpr (WEIGHTS) accumulate<D, TILE, 1>(d2, w, stages + stage + BYTES, by_rows);
-        if constexpr (SCORES) {
-            float d_p[1][TILE / 8][4];
-#pragma unroll
-            for (int j = 0; j < TILE / 8; j++) {
-                if constexpr (BY_KEYS) read_quad(d_p[0][j], at + j * 128);
-                else d_p[0][j][0] = d_p[0][j][1] = delta[0], d_p[0][j][2] = d_p[0][j][3] = delta[1];
-            }
-            products<D, TILE, 1>(d_p, stages + stage + BYTES, by_columns, [&](unsigned(&a)[1][4], int k) {
-                if constexpr (KEEP_SECOND) {
-#pragma unroll
-                    for (int e = 0; e < 4; e++) a[0][e] = a2[0][k][e];
-                } else {
-                    load_left<D, 1>(a, second + warp_rows, by_rows, k);
+                for (int j = 0; j < PART / 8; j++) {
+                    if constexpr (BY_KEYS) read_quad(d_p[0][j], at + j * 128);
+                    else d_p[0][j][0] = d_p[0][j][1] = delta[0], d_p[0][j][2] = d_p[0][j][3] = delta[1];
                 }
-            });
-#pragma unroll
-            for (int j = 0; j < TILE / 8; j++) {
-#pragma unroll
-                for (int e = 0; e < 4; e++) {
-                    d_p[0][j][e] = s[0][j][e] * d_p[0][j][e];
-                    // A key that does not exist may have a weight beyond all bounds.
-                    if (decltype(is_short)::value && 8 * j + 2 * t + e % 2 >= short_rows) d_p[0][j][e] = 0.0f;
-                }
-                w[0][j / 2][j % 2 * 2] = pack(d_p[0][j][0], d_p[0][j][1]);
-                w[0][j / 2][j % 2 * 2 + 1] = pack(d_p[0][j][2], d_p[0][j][3]);
             }
-            accumulate<D, TILE, 1>(d1, w, stages + stage, by_rows);
+#pragma unroll
+            for (int k = 0; k < D / 16; k++) {
+                step<D, PART, 1>(s, b1_tile, by_columns, k, a1[k]);
+                if constexpr (SCORES) {
+                    if constexpr (KEEP_SECOND) {
+                        step<D, PART, 1>(d_p, b2_tile, by_columns, k, a2[k]);
+                    } else {
+                        unsigned a[1][4];
+                        load_left<D, 1>(a, second + warp_rows, by_rows, k);
+                        step<D, PART, 1>(d_p, b2_tile, by_columns, k, a);
+                    }
+                }
+            }
+            unsigned w[1][PART / 16][4];
+#pragma unroll
+            for (int j = 0; j < PART / 8; j++) {
+                float of_columns[4];
+                if constexpr (BY_KEYS) read_quad(of_columns, at + j * 128 + 16);
+#pragma unroll
+                for (int e = 0; e < 4; e++)
+                    s[0][j][e] = exp2_fast(fmaf(s[0][j][e], scale, BY_KEYS ? of_columns[e % 2] : lse[e / 2]));
+                if constexpr (WEIGHTS) {
+                    w[0][j / 2][j % 2 * 2] = pack(s[0][j][0], s[0][j][1]);
+                    w[0][j / 2][j % 2 * 2 + 1] = pack(s[0][j][2], s[0][j][3]);
+                }
+            }
+            if constexpr (WEIGHTS) accumulate<D, PART, 1>(d2, w, b2_tile, by_rows);
+            if constexpr (SCORES) {
+#pragma unroll
+                for (int j = 0; j < PART / 8; j++) {
+#pragma unroll
+                    for (int e = 0; e < 4; e++) {
+                        d_p[0][j][e] = s[0][j][e] * d_p[0][j][e];
+                        // A key that does not exist may have a weight beyond all bounds.
+                        if (decltype(is_short)::value && part * PART + 8 * j + 2 * t + e % 2 >= short_rows) d_p[0][j][e] = 0.0f;
+                    }
+                    w[0][j / 2][j % 2 * 2] = pack(d_p[0][j][0], d_p[0][j][1]);
+                    w[0][j / 2][j % 2 * 2 + 1] = pack(d_p[0][j][2], d_p[0][j][3]);
+                }
+                accumulate<D, PART, 1>(d1, w, b1_tile, by_rows);
+            }
         }
         stage = STAGE - stage;
         statistics_stage = TILE * 16 - statistics_stage;
@@ -215,19 +224,19 @@ INLINE void backward(const AttentionBackward &p) {
     }
 }
 
-ENTRY(attention_backward_query_16_bf16, AttentionBackward, 128, 1) { backward<16, 64, D_Q, true, true>(p); }
-ENTRY(attention_backward_query_32_bf16, AttentionBackward, 128) { backward<32, 64, D_Q, true, true>(p); }
-ENTRY(attention_backward_query_64_bf16, AttentionBackward, 128) { backward<64, 64, D_Q, true, true>(p); }
-ENTRY(attention_backward_query_128_bf16, AttentionBackward, 128) { backward<128, 64, D_Q, true, true>(p); }
-ENTRY(attention_backward_query_256_bf16, AttentionBackward, 128) { backward<256, 16, D_Q, false, true>(p); }
-ENTRY(attention_backward_query_odd_64_bf16, AttentionBackward, 128) { backward<64, 64, D_Q, true, false>(p); }
-ENTRY(attention_backward_query_odd_256_bf16, AttentionBackward, 128) { backward<256, 16, D_Q, false, false>(p); }
-ENTRY(attention_backward_key_16_bf16, AttentionBackward, 128) { backward<16, 64, D_K_AND_V, true, true>(p); }
-ENTRY(attention_backward_key_32_bf16, AttentionBackward, 128) { backward<32, 64, D_K_AND_V, true, true>(p); }
-ENTRY(attention_backward_key_64_bf16, AttentionBackward, 128) { backward<64, 64, D_K_AND_V, true, true>(p); }
-ENTRY(attention_backward_key_128_bf16, AttentionBackward, 128) { backward<128, 32, D_K_AND_V, false, true>(p); }
-ENTRY(attention_backward_key_256_bf16, AttentionBackward, 128) { backward<256, 16, D_K, false, true>(p); }
-ENTRY(attention_backward_value_256_bf16, AttentionBackward, 128) { backward<256, 32, D_V, false, true>(p); }
-ENTRY(attention_backward_key_odd_64_bf16, AttentionBackward, 128) { backward<64, 64, D_K_AND_V, true, false>(p); }
-ENTRY(attention_backward_key_odd_256_bf16, AttentionBackward, 128) { backward<256, 16, D_K, false, false>(p); }
-ENTRY(attention_backward_value_odd_256_bf16, AttentionBackward, 128) { backward<256, 32, D_V, false, false>(p); }
+ENTRY(attention_backward_query_16_bf16, AttentionBackward, 128, 1) { backward<16, 4, 64, 64, D_Q, true, true>(p); }
+ENTRY(attention_backward_query_32_bf16, AttentionBackward, 128) { backward<32, 4, 64, 64, D_Q, true, true>(p); }
+ENTRY(attention_backward_query_64_bf16, AttentionBackward, 128) { backward<64, 4, 64, 64, D_Q, true, true>(p); }
+ENTRY(attention_backward_query_128_bf16, AttentionBackward, 256) { backward<128, 8, 64, 64, D_Q, true, true>(p); }
+ENTRY(attention_backward_query_256_bf16, AttentionBackward, 256) { backward<256, 8, 16, 16, D_Q, false, true>(p); }
+ENTRY(attention_backward_query_odd_64_bf16, AttentionBackward, 128) { backward<64, 4, 64, 64, D_Q, true, false>(p); }
+ENTRY(attention_backward_query_odd_256_bf16, AttentionBackward, 128) { backward<256, 4, 16, 16, D_Q, false, false>(p); }
+ENTRY(attention_backward_key_16_bf16, AttentionBackward, 128) { backward<16, 4, 64, 64, D_K_AND_V, true, true>(p); }
+ENTRY(attention_backward_key_32_bf16, AttentionBackward, 128) { backward<32, 4, 64, 64, D_K_AND_V, true, true>(p); }
+ENTRY(attention_backward_key_64_bf16, AttentionBackward, 128) { backward<64, 4, 64, 64, D_K_AND_V, true, true>(p); }
+ENTRY(attention_backward_key_128_bf16, AttentionBackward, 256) { backward<128, 8, 64, 32, D_K_AND_V, false, true>(p); }
+ENTRY(attention_backward_key_256_bf16, AttentionBackward, 256) { backward<256, 8, 16, 16, D_K, false, true>(p); }
+ENTRY(attention_backward_value_256_bf16, AttentionBackward, 256) { backward<256, 8, 32, 32, D_V, false, true>(p); }
+ENTRY(attention_backward_key_odd_64_bf16, AttentionBackward, 128) { backward<64, 4, 64, 64, D_K_AND_V, true, false>(p); }
+ENTRY(attention_backward_key_odd_256_bf16, AttentionBackward, 128) { backward<256, 4, 16, 16, D_K, false, false>(p); }
+ENTRY(attention_backward_value_odd_256_bf16, AttentionBackward, 128) { backward<256, 4, 32, 32, D_V, false, false>(p); }

@@ -23,13 +23,10 @@ use crate::plan::DType;
 /// and value read from shared memory then serves twice as many products.
 const MANY_QUERIES: usize = 512;
 
-/// Rows of a block, where a warp takes 16.
-const ROWS: usize = 64;
-
 /// Floats of a pair of queries, as attention_tensor_backward.cu lays them out.
 const PAIR: usize = 8;
 
-/// A forward kernel: rows of a block, and of a tile of keys.
+/// A forward kernel: rows of a warp, and of a tile of keys.
 struct Forward {
     entry: &'static Entry<params::Attention>,
     queries: usize,
@@ -37,9 +34,14 @@ struct Forward {
 }
 
 impl Forward {
-    /// Shared memory: the queries, two tiles of keys and two of values.
+    /// Rows of a block.
+    fn rows(&self) -> usize {
+        self.entry.threads as usize / 32 * self.queries
+    }
+
+    /// Shared memory: two tiles of keys and two of values.
     fn shared_bytes(&self, width: usize) -> u32 {
-        ((self.queries + 4 * self.keys) * width * DType::BF16.bytes()) as u32
+        (4 * self.keys * width * DType::BF16.bytes()) as u32
     }
 }
 
@@ -60,9 +62,14 @@ struct Backward {
 }
 
 impl Backward {
+    /// Rows of a block: 16 a warp.
+    fn rows(&self) -> usize {
+        self.entry.threads as usize / 2
+    }
+
     /// Shared memory: two stages of two tiles, a left operand, two stages of statistics.
     fn shared_bytes(&self, width: usize) -> u32 {
-        let own = if self.keeps_both { 0 } else { ROWS };
+        let own = if self.keeps_both { 0 } else { self.rows() };
         let statistics = 2 * self.tile * PAIR / 2 * size_of::<f32>();
         ((4 * self.tile + own) * width * DType::BF16.bytes() + statistics) as u32
     }
@@ -75,7 +82,7 @@ impl Backward {
         params: &params::AttentionBackward,
         call: &Call,
     ) -> Result<()> {
-        let grid = [rows.div_ceil(ROWS), op.heads, op.n];
+        let grid = [rows.div_ceil(self.rows()), op.heads, op.n];
         call.launch(self.entry, grid, self.shared_bytes(width), params)
     }
 }
@@ -104,7 +111,7 @@ struct Kernels {
 static ALIGNED: [Kernels; 5] = [
     Kernels {
         width: 16,
-        forward: forward_of(&ATTENTION_FORWARD_16_BF16, 64, 64),
+        forward: forward_of(&ATTENTION_FORWARD_16_BF16, 16, 64),
         tall: None,
         query: backward_of(&ATTENTION_BACKWARD_QUERY_16_BF16, 64, true),
         key: backward_of(&ATTENTION_BACKWARD_KEY_16_BF16, 64, true),
@@ -112,7 +119,7 @@ static ALIGNED: [Kernels; 5] = [
     },
     Kernels {
         width: 32,
-        forward: forward_of(&ATTENTION_FORWARD_32_BF16, 64, 64),
+        forward: forward_of(&ATTENTION_FORWARD_32_BF16, 16, 64),
         tall: None,
         query: backward_of(&ATTENTION_BACKWARD_QUERY_32_BF16, 64, true),
         key: backward_of(&ATTENTION_BACKWARD_KEY_32_BF16, 64, true),
@@ -120,23 +127,23 @@ static ALIGNED: [Kernels; 5] = [
     },
     Kernels {
         width: 64,
-        forward: forward_of(&ATTENTION_FORWARD_64_BF16, 64, 64),
-        tall: Some(forward_of(&ATTENTION_FORWARD_TALL_64_BF16, 128, 64)),
+        forward: forward_of(&ATTENTION_FORWARD_64_BF16, 16, 64),
+        tall: Some(forward_of(&ATTENTION_FORWARD_TALL_64_BF16, 32, 64)),
         query: backward_of(&ATTENTION_BACKWARD_QUERY_64_BF16, 64, true),
         key: backward_of(&ATTENTION_BACKWARD_KEY_64_BF16, 64, true),
         value: None,
     },
     Kernels {
         width: 128,
-        forward: forward_of(&ATTENTION_FORWARD_128_BF16, 64, 64),
-        tall: Some(forward_of(&ATTENTION_FORWARD_TALL_128_BF16, 128, 48)),
+        forward: forward_of(&ATTENTION_FORWARD_128_BF16, 16, 64),
+        tall: Some(forward_of(&ATTENTION_FORWARD_TALL_128_BF16, 32, 96)),
         query: backward_of(&ATTENTION_BACKWARD_QUERY_128_BF16, 64, true),
-        key: backward_of(&ATTENTION_BACKWARD_KEY_128_BF16, 32, false),
+        key: backward_of(&ATTENTION_BACKWARD_KEY_128_BF16, 64, false),
         value: None,
     },
     Kernels {
         width: 256,
-        forward: forward_of(&ATTENTION_FORWARD_256_BF16, 64, 32),
+        forward: forward_of(&ATTENTION_FORWARD_256_BF16, 16, 32),
         tall: None,
         query: backward_of(&ATTENTION_BACKWARD_QUERY_256_BF16, 16, false),
         key: backward_of(&ATTENTION_BACKWARD_KEY_256_BF16, 16, false),
@@ -148,7 +155,7 @@ static ALIGNED: [Kernels; 5] = [
 static ODD: [Kernels; 2] = [
     Kernels {
         width: 64,
-        forward: forward_of(&ATTENTION_FORWARD_ODD_64_BF16, 64, 64),
+        forward: forward_of(&ATTENTION_FORWARD_ODD_64_BF16, 16, 64),
         tall: None,
         query: backward_of(&ATTENTION_BACKWARD_QUERY_ODD_64_BF16, 64, true),
         key: backward_of(&ATTENTION_BACKWARD_KEY_ODD_64_BF16, 64, true),
@@ -156,7 +163,7 @@ static ODD: [Kernels; 2] = [
     },
     Kernels {
         width: 256,
-        forward: forward_of(&ATTENTION_FORWARD_ODD_256_BF16, 64, 16),
+        forward: forward_of(&ATTENTION_FORWARD_ODD_256_BF16, 16, 16),
         tall: None,
         query: backward_of(&ATTENTION_BACKWARD_QUERY_ODD_256_BF16, 16, false),
         key: backward_of(&ATTENTION_BACKWARD_KEY_ODD_256_BF16, 16, false),
@@ -174,7 +181,7 @@ pub(super) fn forward(op: &Attention, params: &params::Attention, call: &Call) -
     let kernels = kernels(op);
     let tall = kernels.tall.as_ref().filter(|_| op.s_q >= MANY_QUERIES);
     let kernel = tall.unwrap_or(&kernels.forward);
-    let grid = [op.s_q.div_ceil(kernel.queries), op.heads, op.n];
+    let grid = [op.s_q.div_ceil(kernel.rows()), op.heads, op.n];
     call.launch(kernel.entry, grid, kernel.shared_bytes(kernels.width), params)
 }
 
