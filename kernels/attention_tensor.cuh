@@ -73,7 +73,6 @@ template <int D, int THREADS, bool ALIGNED> struct HeadRows {
         if (ALIGNED) {
             from += c * 16 + (Len)r * pitch;
             this->dim -= c * 8;
-            keep(this->dim);
         }
         slot = Tile::at(r, c);
         keep(slot);

@@ -107,17 +107,13 @@ INLINE void backward(const AttentionBackward &p) {
     Len apart = then - first;
     Len pairs = (p.s_q + 1) / 2, of_head = ((Len)blockIdx.z * p.heads + blockIdx.y) * pairs;
     const float *pair = p.delta + of_head * PAIR;
-    // What this thread brings of the next tile's statistics.
-    const float *statistic = pair + last / 2 * PAIR + threadIdx.x * 4;
-    auto fetch_pairs = [&](unsigned to, int count) {
+    auto fetch_pairs = [&](unsigned to, Len first, int count) {
         int i = threadIdx.x;
-        if (BY_KEYS) copy16_where(i < TILE, to + i * 16, statistic, i < (count + 1) / 2 * 2);
-        statistic += TILE / 2 * PAIR;
+        if (BY_KEYS) copy16_where(i < TILE, to + i * 16, pair + first / 2 * PAIR + i * 4, i < (count + 1) / 2 * 2);
     };
     both.seek(last);
     both.template fetch<TILE, 2>(stages, apart, short_rows);
-    fetch_pairs(statistics, short_rows);
-    statistic = pair + threadIdx.x * 4;
+    fetch_pairs(statistics, last, short_rows);
     commit_copies();
     both.seek(-last - TILE);
 
@@ -138,19 +134,23 @@ INLINE void backward(const AttentionBackward &p) {
     float d1[1][SCORES ? D / 8 : 1][4] = {}, d2[1][WEIGHTS ? D / 8 : 1][4] = {};
 
     unsigned stage = 0, statistics_stage = 0;
+    Len next = 0;
     auto turn = [&](auto is_short) {
         await_copies<0>();
         __syncthreads();
         if (left > 0) {
             both.template fetch<TILE, 2>(stages + (STAGE - stage), apart);
-            fetch_pairs(statistics + (TILE * 16 - statistics_stage), TILE);
+            fetch_pairs(statistics + (TILE * 16 - statistics_stage), next, TILE);
         }
         commit_copies();
+        next += TILE;
         left--;
 #pragma unroll
         for (int part = 0; part < TILE / PART; part++) {
             unsigned b1_tile = stages + stage + part * PART * Tile::PITCH, b2_tile = b1_tile + BYTES;
             [[maybe_unused]] unsigned at = statistics + statistics_stage + t * 32 + part * (PART * 16);
+            // Keeps the compiler from keeping what it has loaded of the second operand.
+            if (part > 0 && !KEEP_SECOND) __syncwarp();
             float s[1][PART / 8][4] = {};
             [[maybe_unused]] float d_p[1][SCORES ? PART / 8 : 1][4];
             if constexpr (SCORES) {
@@ -160,10 +160,14 @@ INLINE void backward(const AttentionBackward &p) {
                     else d_p[0][j][0] = d_p[0][j][1] = delta[0], d_p[0][j][2] = d_p[0][j][3] = delta[1];
                 }
             }
+            // Step by step together the two products wait less, but take more registers.
+            constexpr bool TOGETHER = D < 256;
 #pragma unroll
-            for (int k = 0; k < D / 16; k++) {
-                step<D, PART, 1>(s, b1_tile, by_columns, k, a1[k]);
+            for (int i = 0; i < (TOGETHER || !SCORES ? 1 : 2) * D / 16; i++) {
+                int k = i % (D / 16);
+                if (TOGETHER || i == k) step<D, PART, 1>(s, b1_tile, by_columns, k, a1[k]);
                 if constexpr (SCORES) {
+                    if (!TOGETHER && i == k) continue;
                     if constexpr (KEEP_SECOND) {
                         step<D, PART, 1>(d_p, b2_tile, by_columns, k, a2[k]);
                     } else {

@@ -48,29 +48,44 @@ fn accesses(table: &mut Table, name: &str, c: Counts) {
     table.line(2, &what("shared wavefronts / ideal"), c.shared_ratio(), Is(1.0));
 }
 
-/// Tokens, heads, channels of a head.
-const ATTENTION: [(&str, [usize; 3]); 5] = [
-    ("ddpm-cifar10, 256 tokens, 1 head of 256", [256, 1, 256]),
-    ("DiT-B/4, 64 tokens, 12 heads of 64", [64, 12, 64]),
-    ("DiT-B/4, 256 tokens, 12 heads of 64", [256, 12, 64]),
-    ("512 tokens, 1 head of 64", [512, 1, 64]),
-    ("384 tokens, 1 head of 128", [384, 1, 128]),
+/// Images, tokens, heads, channels of a head.
+const ATTENTION: [(&str, [usize; 4]); 9] = [
+    ("ddpm-cifar10, 256 tokens, 1 head of 256, B = 1", [1, 256, 1, 256]),
+    ("the same, 16 of 128 images", [16, 256, 1, 256]),
+    ("DiT-B/4, 64 tokens, 12 heads of 64, B = 1", [1, 64, 12, 64]),
+    ("the same, B = 128", [128, 64, 12, 64]),
+    ("DiT-B/4, 256 tokens, 12 heads of 64", [1, 256, 12, 64]),
+    ("512 tokens, 2 heads of 32", [1, 512, 2, 32]),
+    ("512 tokens, 1 head of 64", [1, 512, 1, 64]),
+    ("384 tokens, 1 head of 128", [1, 384, 1, 128]),
+    ("512 tokens, 1 head of 128", [1, 512, 1, 128]),
 ];
 
+/// Rows of a block, forward and backward: 16 a warp, 32 forward from 512 queries on.
+fn rows_of_a_block(tokens: usize, dim: usize) -> (usize, usize) {
+    let forward = match (dim, tokens >= 512) {
+        (64, true) | (256, _) => 128,
+        (128, true) => 256,
+        _ => 64,
+    };
+    (forward, if dim >= 128 { 128 } else { 64 })
+}
+
 pub fn attention(table: &mut Table, gpu: &Gpu) {
-    for (name, [s, heads, dim]) in ATTENTION {
-        let shape: &[usize] = &[1, s, heads * dim];
+    for (name, [n, s, heads, dim]) in ATTENTION {
+        let shape: &[usize] = &[n, s, heads * dim];
         let launched = measure(gpu, &[shape, shape, shape], |p, t| {
             p.attention(t[0], t[1], t[2], heads, 1.0 / (dim as f32).sqrt())
         });
-        // Bytes of one operand; tiles of rows that read all of the other side.
-        let (operand, rows) = ((2 * s * heads * dim) as f64, |tile: usize| s.div_ceil(tile) as f64);
-        let queries = if s >= 512 { 128 } else { 64 };
-        let statistics = (16 * s * heads) as f64;
-        let key = 2.0 * operand + rows(64) * (2.0 * operand + statistics);
+        // Bytes of one operand; blocks of rows that read all of the other side.
+        let operand = (2 * n * s * heads * dim) as f64;
+        let (forward, backward) = rows_of_a_block(s, dim);
+        let [forward, backward] = [forward, backward].map(|rows| s.div_ceil(rows) as f64);
+        let statistics = (16 * n * s * heads) as f64;
+        let key = 2.0 * operand + backward * (2.0 * operand + statistics);
         let passes = [
-            ("forward", operand + rows(queries) * 2.0 * operand),
-            ("backward_query", 2.0 * operand + rows(64) * 2.0 * operand + statistics / 2.0),
+            ("forward", operand + forward * 2.0 * operand),
+            ("backward_query", 2.0 * operand + backward * 2.0 * operand + statistics / 2.0),
             ("backward_key", key),
             ("backward_value", key - operand),
         ];
@@ -90,7 +105,7 @@ pub fn attention(table: &mut Table, gpu: &Gpu) {
             );
             table.value(4, &format!("{what}: mma / PTX instructions"), c.mma / c.instructions);
         }
-        let largest = (4 * s * s * heads) as f64;
+        let largest = (4 * n * s * s * heads) as f64;
         let written: f64 = launched.kernels.values().map(|c| c.unique_written).fold(0.0, f64::max);
         let what = format!("{name}: most bytes a kernel writes / an S x S tensor in f32");
         table.value(10, &what, written / largest);
@@ -99,6 +114,12 @@ pub fn attention(table: &mut Table, gpu: &Gpu) {
         table.not_measured(10, "attention: share of HMMA in main loops", why);
         return;
     }
+    table.note("heads of 64 and 128 take the tall kernels from 512 queries on");
+    table.note("heads of 256 have 256 tokens where they occur, and nothing is promised below 512:");
+    table
+        .note("a warp's 16 rows of results take half of its registers, so each ldmatrix feeds two");
+    table.note("mma, and per 16 x 16 scores 64 mma forward stand beside 32 ldmatrix and 28");
+    table.note("instructions of the softmax: at most .516, .558 for d_q and d_k, .552 for d_v");
     for image in ["attention_tensor", "attention_tensor_backward"] {
         let compiled = machine::compile(machine::image(image), "80");
         for (name, body) in compiled.main_loops() {
@@ -108,9 +129,8 @@ pub fn attention(table: &mut Table, gpu: &Gpu) {
             let barriers = body.count("BAR") as f64;
             table.line(5, &format!("{name}: barriers a tile"), barriers, AtMost(1.0));
             let what = format!("{name}: HMMA / SASS of the main loop");
-            let tall = ["attention_forward_64_bf16", "attention_forward_128_bf16"];
-            if tall.contains(&name.as_str()) {
-                // From 512 queries on the tall kernels run.
+            let short = ["attention_forward_64_bf16", "attention_forward_128_bf16"];
+            if short.contains(&name.as_str()) || dim == 256.0 {
                 table.value(10, &what, share);
             } else {
                 let ideal = dim / 8.0 / (dim / 8.0 + 18.0);
