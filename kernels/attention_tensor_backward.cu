@@ -13,7 +13,8 @@
 // delta, subtracted, is what the product d_p starts from.
 #include "attention_tensor.cuh"
 
-/// Statistics of a pair of queries in memory: -delta twice, then -lse', then zeros.
+/// Statistics of a pair of queries in memory: -delta twice, then -lse', then -delta again,
+/// so that 16 bytes hold all that one query needs.
 constexpr int PAIR = 8;
 
 /// Writes the statistics, eight lanes a query.
@@ -42,7 +43,7 @@ ENTRY(attention_backward_delta_bf16, AttentionBackward, 256) {
     if (query / 2 >= pairs || lane >= 4) return;
     float lse = exists ? p.lse[head.queries + query] * LOG2_E : 0.0f;
     float *pair = p.delta + (((Len)blockIdx.z * p.heads + blockIdx.y) * pairs + query / 2) * PAIR;
-    pair[lane * 2 + query % 2] = lane < 2 ? -sum : lane == 2 ? -lse : 0.0f;
+    pair[lane * 2 + query % 2] = lane == 2 ? -lse : -sum;
 }
 
 /// What a pass finds.
@@ -122,13 +123,15 @@ INLINE void backward(const AttentionBackward &p) {
     // Of rows g and g + 8, where rows are queries.
     float lse[2] = {}, delta[2] = {};
     if constexpr (!BY_KEYS) {
+        // Two of four lanes read, the others are told.
+        Len query = from + threadIdx.x / 32 * 16 + g + 8 * t;
+        float4 quad = make_float4(0.0f, 0.0f, 0.0f, 0.0f);
+        if (t < 2 && query < p.s_q) quad = *(const float4 *)(pair + query / 2 * PAIR + 4);
+        bool is_second = query % 2;
 #pragma unroll
         for (int h = 0; h < 2; h++) {
-            Len query = from + threadIdx.x / 32 * 16 + g + 8 * h;
-            if (query < p.s_q) {
-                delta[h] = pair[query / 2 * PAIR + query % 2];
-                lse[h] = pair[query / 2 * PAIR + 4 + query % 2];
-            }
+            lse[h] = __shfl_sync(0xffffffffu, is_second ? quad.y : quad.x, h, 4);
+            delta[h] = __shfl_sync(0xffffffffu, is_second ? quad.w : quad.z, h, 4);
         }
     }
     float d1[1][SCORES ? D / 8 : 1][4] = {}, d2[1][WEIGHTS ? D / 8 : 1][4] = {};
