@@ -50,8 +50,7 @@ INLINE void copy_element(unsigned to, const Bf16 *from, bool inside) {
 INLINE void copy_element(unsigned to, const float *from, bool inside) { copy4(to, from, inside); }
 
 /// Writes 16 bytes to shared memory.
-template <typename T> INLINE void store16(unsigned to, const T (&values)[CHUNK<T>]) {
-    uint4 v = *(const uint4 *)values;
+INLINE void store16(unsigned to, uint4 v) {
     asm volatile("st.shared.v4.u32 [%0], {%1, %2, %3, %4};" ::"r"(to), "r"(v.x), "r"(v.y), "r"(v.z), "r"(v.w) : "memory");
 }
 
@@ -65,6 +64,54 @@ template <Order ORDER, int CHUNKS> __host__ __device__ __forceinline__ constexpr
     if (ORDER == PLAIN) return c;
     if (ORDER == FOUR_ROWS) return c ^ (CHUNKS >= 8 ? k & 3 : k / 2 & 1) << 1;
     return c ^ (CHUNKS >= 8 ? k & 7 : k / (8 / CHUNKS) & (CHUNKS - 1));
+}
+
+/// Elements side by side, brought to shared memory from a multiple of 16 bytes on.
+struct Range {
+    int from, to;
+
+    /// First element that is brought.
+    template <typename T> INLINE int first() const { return from & -CHUNK<T>; }
+
+    /// Elements of room, whole multiples of 16 bytes.
+    template <typename T> INLINE int room() const { return (to - first<T>() + CHUNK<T> - 1) & -CHUNK<T>; }
+
+    /// Brings them from a tensor of `len` elements.
+    template <typename T, int THREADS> INLINE void bring(unsigned at, const T *tensor, int len) const {
+        int first = this->first<T>();
+#pragma unroll 1
+        for (int i = first + (int)threadIdx.x * CHUNK<T>; i < to; i += THREADS * CHUNK<T>) {
+            unsigned slot = at + (i - first) * (int)sizeof(T);
+            if (i + CHUNK<T> <= len) {
+                copy16(slot, tensor + i, 1u);
+            } else {
+                for (int e = 0; i + e < len; e++) copy_element(slot + e * (int)sizeof(T), tensor + i + e, true);
+            }
+        }
+    }
+};
+
+/// Builds `chunks` chunks of the ROWS rows of a tile from value(row, r, chunk, element of the
+/// chunk) for row + r, in place slot(row, chunk). A lane has a word's worth of rows: elements of rows whose
+/// pitch is odd then lie in different banks. Every second group of four lanes writes its
+/// rows in turned order, so that eight lanes write rows that differ modulo 8.
+template <typename T, int ROWS, int THREADS, class Slot, class Value>
+INLINE void build_rows(int chunks, Slot slot, Value value) {
+    constexpr int EACH = 4 / sizeof(T), OWNERS = ROWS / EACH;
+#pragma unroll 1
+    for (int i = threadIdx.x; i < OWNERS * chunks; i += THREADS) {
+        int chunk = i / OWNERS, row = i % OWNERS * EACH, turned = EACH == 2 && i / 4 % 2;
+        __align__(16) T values[EACH][CHUNK<T>];
+#pragma unroll
+        for (int r = 0; r < EACH; r++)
+#pragma unroll
+            for (int e = 0; e < CHUNK<T>; e++) values[r][e] = value(row, r, chunk, e);
+#pragma unroll
+        for (int r = 0; r < EACH; r++) {
+            uint4 own = *(const uint4 *)values[r], other = *(const uint4 *)values[EACH - 1 - r];
+            store16(slot(row + (r ^ turned), chunk), turned ? other : own);
+        }
+    }
 }
 
 INLINE void commit_copies() { asm volatile("cp.async.commit_group;" ::: "memory"); }

@@ -7,47 +7,23 @@
 #include "gather.cuh"
 #include "outer.cuh"
 
-/// Elements side by side, brought to shared memory from a multiple of 16 bytes on.
-struct Range {
-    int from, to;
-
-    /// First element that is brought.
-    template <typename T> INLINE int first() const { return from & -CHUNK<T>; }
-
-    /// Elements of room, whole multiples of 16 bytes.
-    template <typename T> INLINE int room() const { return (to - first<T>() + CHUNK<T> - 1) & -CHUNK<T>; }
-
-    /// Brings them from a tensor of `len` elements.
-    template <typename T, int THREADS> INLINE void bring(unsigned at, const T *tensor, int len) const {
-        int first = this->first<T>();
-#pragma unroll 1
-        for (int i = first + (int)threadIdx.x * CHUNK<T>; i < to; i += THREADS * CHUNK<T>) {
-            unsigned slot = at + (i - first) * (int)sizeof(T);
-            if (i + CHUNK<T> <= len) {
-                copy16(slot, tensor + i, 1u);
-            } else {
-                for (int e = 0; i + e < len; e++) copy_element(slot + e * (int)sizeof(T), tensor + i + e, true);
-            }
-        }
-    }
-};
-
-/// Elements of x that `count` results of a pass read, in whole rows of its pixels.
-template <class P> INLINE Range sources_of(const P &p, int first, int count) {
-    int area = p.down.count * p.along.count, last = min(first + count, p.pixels) - 1;
-    int width = p.along.source >> p.enlarge, height = p.down.source >> p.enlarge;
-    int reach = (p.down.taps - 1) * p.down.shift_step;
+/// Elements of x that `count` of the `pixels` results of a pass read, in whole rows of its pixels.
+INLINE Range sources_of(const ConvAxis &down, const ConvAxis &along, int enlarge, int channels, int pixels, int first,
+                        int count) {
+    int area = down.count * along.count, last = min(first + count, pixels) - 1;
+    int width = along.source >> enlarge, height = down.source >> enlarge;
+    int reach = (down.taps - 1) * down.shift_step;
     auto row = [&](int pixel, int shift) {
-        int y = p.down.scale * (pixel % area / p.along.count) + p.down.shift + shift;
-        return pixel / area * height + (min(max(y, 0), p.down.source - 1) >> p.enlarge);
+        int y = down.scale * (pixel % area / along.count) + down.shift + shift;
+        return pixel / area * height + (min(max(y, 0), down.source - 1) >> enlarge);
     };
-    int pitch = width * p.x_channels;
+    int pitch = width * channels;
     return {row(first, min(reach, 0)) * pitch, (row(last, max(reach, 0)) + 1) * pitch};
 }
 
 /// Elements of x in all.
-template <class P> INLINE int x_len(const P &p) {
-    return p.images * (p.down.source >> p.enlarge) * (p.along.source >> p.enlarge) * p.x_channels;
+INLINE int x_len(const ConvAxis &down, const ConvAxis &along, int enlarge, int channels, int images) {
+    return images * (down.source >> enlarge) * (along.source >> enlarge) * channels;
 }
 
 /// One term of a reduction, or one column of a weight: how far its tap lies from the first
@@ -57,29 +33,32 @@ struct Term {
 };
 
 /// One tile of a gathering pass from few channels. Grid as `gather`, without lanes.
-template <class Tile, bool FORWARD> INLINE void gather_few(const ConvGather &p) {
+template <class Tile, bool FORWARD> INLINE void gather_few(const ConvGather &all) {
     using T = typename Tile::T;
-    constexpr int STEP = DEPTH<T>, EACH = CHUNK<T>, ROWS = Tile::THREADS / 8;
+    constexpr int STEP = DEPTH<T>, EACH = CHUNK<T>;
     extern __shared__ __align__(128) unsigned char shared[];
+    Gathered p = Gathered::of<FORWARD>(all, blockIdx.z);
     int first_row = blockIdx.x * Tile::BM, first_column = blockIdx.y * Tile::BN;
-    int total = p.down.taps * p.along.taps * p.reduced, area = p.down.count * p.along.count;
-    int height = p.down.source >> p.enlarge, width = p.along.source >> p.enlarge;
+    if (!FORWARD && first_row >= p.pixels) return;
+    int total = p.down.taps * p.along.taps * p->reduced, area = p.down.count * p.along.count;
+    int height = p.down.source >> p->enlarge, width = p.along.source >> p->enlarge;
 
     Term *terms = (Term *)(shared + STAGE_BYTES<Tile>);
     T *weight = (T *)(terms + total), *image = weight;
     for (int k = threadIdx.x; k < total; k += Tile::THREADS) {
-        int tap = k / p.reduced, channel = k % p.reduced;
+        int tap = k / p->reduced, channel = k % p->reduced;
         Walk walk = {tap / p.along.taps, tap % p.along.taps, 0, 0};
         int offset = walk.tap_y * p.down.shift_step << 16 | (walk.tap_x * p.along.shift_step & 0xffff);
-        terms[k] = {offset, channel, (channel * p.kernel_taps + walk.tap(p)) * p.columns, 0};
+        terms[k] = {offset, channel, (channel * p->kernel_taps + walk.tap(p)) * p->columns, 0};
     }
     if (FORWARD) {
-        Range rows = {first_column * total, min(first_column + Tile::BN, p.columns) * total};
+        Range rows = {first_column * total, min(first_column + Tile::BN, p->columns) * total};
         image += rows.room<T>();
-        rows.bring<T, Tile::THREADS>(shared_address(weight), (const T *)p.weight, p.columns * total);
+        rows.bring<T, Tile::THREADS>(shared_address(weight), (const T *)p->weight, p->columns * total);
     }
-    Range range = sources_of(p, first_row, Tile::BM);
-    range.bring<T, Tile::THREADS>(shared_address(image), (const T *)p.x, x_len(p));
+    Range range = sources_of(p.down, p.along, p->enlarge, p->x_channels, p.pixels, first_row, Tile::BM);
+    range.bring<T, Tile::THREADS>(shared_address(image), (const T *)p->x,
+                                  x_len(p.down, p.along, p->enlarge, p->x_channels, p->images));
     commit_copies();
 
     Tile tile;
@@ -90,51 +69,43 @@ template <class Tile, bool FORWARD> INLINE void gather_few(const ConvGather &p) 
     for (int k0 = 0; k0 < total; k0 += STEP) {
         await_copies<0>();
         __syncthreads();
-        int chunk = threadIdx.x % 8 * EACH;
-#pragma unroll 1
-        for (int i = 0; i < Tile::BM / ROWS; i++) {
-            int row = first_row + threadIdx.x / 8 + i * ROWS, at = row % area;
+        // Whole steps of a multiplication, of two chunks.
+        int chunks = (min(total - k0, STEP) + 2 * EACH - 1) / (2 * EACH) * 2;
+        auto slot = [](unsigned tile, int row, int chunk, int swizzle) {
+            return tile + row * ROW_BYTES + (chunk ^ (row >> swizzle & 7)) * 16;
+        };
+        auto left_slot = [&](int row, int chunk) { return slot(left, row, chunk, Tile::SWIZZLE_A); };
+        build_rows<T, Tile::BM, Tile::THREADS>(chunks, left_slot, [&](int row, int r, int chunk, int e) {
+            int pixel = first_row + row + r, at = pixel % area, k = k0 + chunk * EACH + e;
             int y = p.down.scale * (at / p.along.count) + p.down.shift;
             int x = p.along.scale * (at % p.along.count) + p.along.shift;
-            const T *from = image + row / area * height * width * p.x_channels - range.first<T>();
-            __align__(16) T values[EACH];
-#pragma unroll
-            for (int e = 0; e < EACH; e++) {
-                int k = k0 + chunk + e;
-                Term term = terms[min(k, total - 1)];
-                unsigned sy = y + (term.offset >> 16), sx = x + (short)term.offset;
-                bool inside = k < total && row < p.pixels && sy < (unsigned)p.down.source && sx < (unsigned)p.along.source;
-                int pixel = (sy >> p.enlarge) * width + (sx >> p.enlarge);
-                values[e] = inside ? from[pixel * p.x_channels + term.channel] : (T)0.0f;
-            }
-            store16(row_slot<Tile::THREADS, Tile::SWIZZLE_A>(left, i), values);
-        }
+            const T *from = image + pixel / area * height * width * p->x_channels - range.first<T>();
+            Term term = terms[min(k, total - 1)];
+            unsigned sy = y + (term.offset >> 16), sx = x + (short)term.offset;
+            bool inside = k < total && pixel < p.pixels && sy < (unsigned)p.down.source && sx < (unsigned)p.along.source;
+            int source = (sy >> p->enlarge) * width + (sx >> p->enlarge);
+            return inside ? from[source * p->x_channels + term.channel] : (T)0.0f;
+        });
         if (FORWARD) {
-#pragma unroll 1
-            for (int i = 0; i * ROWS + (int)threadIdx.x / 8 < Tile::BN; i++) {
-                int row = i * ROWS + threadIdx.x / 8;
-                __align__(16) T values[EACH];
-#pragma unroll
-                for (int e = 0; e < EACH; e++) {
-                    int k = k0 + chunk + e;
-                    values[e] = k < total && first_column + row < p.columns ? weight[row * total + k] : (T)0.0f;
-                }
-                store16(row_slot<Tile::THREADS, Tile::SWIZZLE_B>(right, i), values);
-            }
+            auto right_slot = [&](int row, int chunk) { return slot(right, row, chunk, Tile::SWIZZLE_B); };
+            build_rows<T, Tile::BN, Tile::THREADS>(chunks, right_slot, [&](int row, int r, int chunk, int e) {
+                int k = k0 + chunk * EACH + e, column = row + r;
+                return k < total && first_column + column < p->columns ? weight[column * total + k] : (T)0.0f;
+            });
         } else {
             constexpr int CHUNKS = Tile::BN / EACH;
 #pragma unroll 1
-            for (int i = threadIdx.x; i < STEP * CHUNKS; i += Tile::THREADS) {
+            for (int i = threadIdx.x; i < chunks * EACH * CHUNKS; i += Tile::THREADS) {
                 int k = i / CHUNKS, column = first_column + i % CHUNKS * EACH;
-                unsigned slot = right + k * (Tile::BN * (int)sizeof(T)) + place<Tile::ORDER, CHUNKS>(k, i % CHUNKS) * 16;
-                bool inside = k0 + k < total && column < p.columns;
-                copy16(slot, (const T *)p.weight + (inside ? terms[k0 + k].weight + column : 0), inside);
+                unsigned to = right + k * (Tile::BN * (int)sizeof(T)) + place<Tile::ORDER, CHUNKS>(k, i % CHUNKS) * 16;
+                bool inside = k0 + k < total && column < p->columns;
+                copy16(to, (const T *)p->weight + (inside ? terms[k0 + k].weight + column : 0), inside);
             }
             commit_copies();
             await_copies<0>();
         }
         __syncthreads();
-        tile.template multiply<true, FORWARD>(at, shared, min(total - k0, STEP), false);
+        tile.template multiply<true, FORWARD, true>(at, shared, min(total - k0, STEP), false);
     }
     store_gathered(p, tile, shared, 0, 0);
 }
@@ -182,7 +153,7 @@ template <class Tile> struct GradientFew {
             __align__(16) T values[CHUNK<T>];
 #pragma unroll
             for (int e = 0; e < CHUNK<T>; e++) values[e] = e < left ? from[e] : (T)0.0f;
-            store16(tile + A::slot(r), values);
+            store16(tile + A::slot(r), *(const uint4 *)values);
         }
         before += p.lanes;
     }
@@ -192,11 +163,15 @@ template <class Tile> struct GradientFew {
 template <class Tile> struct SourceFew {
     using T = typename Tile::T;
     using B = Share<Tile, Tile::BN>;
-    static constexpr int PIXELS = DEPTH<T>;
+    static constexpr int PIXELS = DEPTH<T>, EACH = 4 / sizeof(T);
+    // A thread builds one chunk of the same few pixels in every tile.
+    static_assert(PIXELS / EACH * B::CHUNKS % Tile::THREADS == 0 && Tile::THREADS % (PIXELS / EACH) == 0, "whole turns");
     /// Of the block's columns; then pixels as in GradientFew.
     Term *terms;
     T *images;
     int room, half, next, before;
+    PixelWalk walks[EACH];
+    PixelStep step;
 
     INLINE void start(const ConvOuter &p, int, int lane, int first, unsigned char *scratch) {
         terms = (Term *)scratch;
@@ -210,32 +185,37 @@ template <class Tile> struct SourceFew {
             int down = tap / p.kernel_width * p.down.shift_step, along = tap % p.kernel_width * p.along.shift_step;
             terms[i] = {down << 16 | (along & 0xffff), column % p.c_in, 0, column >= p.kernel_taps * p.c_in};
         }
+#pragma unroll
+        for (int r = 0; r < EACH; r++)
+            walks[r].start(p, lane * PIXELS + threadIdx.x % (PIXELS / EACH) * EACH + r);
+        step.start(p, p.lanes * PIXELS);
+    }
+
+    INLINE Range range(const ConvOuter &p, int tile) const {
+        return sources_of(p.down, p.along, p.enlarge, p.x_channels, p.pixels, tile * PIXELS, PIXELS);
     }
 
     INLINE void look_ahead(const ConvOuter &p) {
         if (next < p.tiles) {
-            sources_of(p, next * PIXELS, PIXELS)
-                .template bring<T, Tile::THREADS>(shared_address(images + half), (const T *)p.x, x_len(p));
+            range(p, next).template bring<T, Tile::THREADS>(shared_address(images + half), (const T *)p.x,
+                                                            x_len(p.down, p.along, p.enlarge, p.x_channels, p.images));
         }
         next += p.lanes;
         half = room - half;
     }
 
     INLINE void fetch(const ConvOuter &p, unsigned tile) {
-        const T *image = images + half - sources_of(p, before * PIXELS, PIXELS).template first<T>();
-#pragma unroll 1
-        for (int r = B::row(); r < PIXELS; r += B::STEP) {
-            PixelWalk walk;
-            walk.start(p, before * PIXELS + r);
-            __align__(16) T values[CHUNK<T>];
+        const T *image = images + half - range(p, before).template first<T>();
+        auto slot = [&](int row, int chunk) {
+            return tile + Tile::BM * ROW_BYTES + row * B::PITCH + place<Tile::ORDER, B::CHUNKS>(row, chunk) * 16;
+        };
+        build_rows<T, PIXELS, Tile::THREADS>(B::CHUNKS, slot, [&](int, int r, int chunk, int e) {
+            Term term = terms[chunk * CHUNK<T> + e];
+            int pixel = term.never ? -1 : walks[r].source(p, term.offset >> 16, (short)term.offset);
+            return pixel < 0 ? (T)0.0f : image[pixel * p.x_channels + term.channel];
+        });
 #pragma unroll
-            for (int e = 0; e < CHUNK<T>; e++) {
-                Term term = terms[B::chunk() * CHUNK<T> + e];
-                int pixel = term.never ? -1 : walk.source(p, term.offset >> 16, (short)term.offset);
-                values[e] = pixel < 0 ? (T)0.0f : image[pixel * p.x_channels + term.channel];
-            }
-            store16(tile + Tile::BM * ROW_BYTES + B::slot(r), values);
-        }
+        for (int r = 0; r < EACH; r++) walks[r].move(p, step);
         before += p.lanes;
     }
 };

@@ -9,6 +9,29 @@ INLINE int source_of(const ConvAxis &a, int i, int k) {
     return at >= 0 && at < a.source ? at : -1;
 }
 
+/// A gathering pass to the positions of one residue.
+struct Gathered {
+    const ConvGather &all;
+    const ConvAxis &down, &along;
+    int pixels;
+
+    /// Every residue (y, x) has its blocks; going forward there is one. The axes of one of
+    /// several lie in shared memory, where they take no registers.
+    template <bool FORWARD> static INLINE Gathered of(const ConvGather &all, int residue) {
+        if (FORWARD) return {all, all.down[0], all.along[0], all.images * all.down[0].count * all.along[0].count};
+        constexpr int WORDS = sizeof(ConvAxis) / 4;
+        __shared__ ConvAxis axes[2];
+        if (threadIdx.x < 2 * WORDS) {
+            const ConvAxis &down = all.down[residue / all.residues_along];
+            const ConvAxis &from = threadIdx.x < WORDS ? down : all.along[residue % all.residues_along];
+            ((int *)axes)[threadIdx.x] = ((const int *)&from)[threadIdx.x % WORDS];
+        }
+        __syncthreads();
+        return {all, axes[0], axes[1], all.images * axes[0].count * axes[1].count};
+    }
+    INLINE const ConvGather *operator->() const { return &all; }
+};
+
 /// Where the walk along a gathering reduction stands. Tiles never straddle a tap, nor the
 /// border between the two tensors of a concatenation.
 struct Walk {
@@ -16,9 +39,16 @@ struct Walk {
     /// Channel in x (0) or x2 (1), and which.
     int channel, tensor;
 
-    template <int STEP> INLINE void start(const ConvGather &p, int tile) {
-        int first = (p.reduced - p.x2_channels + STEP - 1) / STEP;
-        int per_tap = first + (p.x2_channels + STEP - 1) / STEP;
+    /// Tiles of STEP channels of the first tensor, and of both.
+    template <int STEP> static INLINE int first_tiles(const Gathered &p) {
+        return (p->reduced - p->x2_channels + STEP - 1) / STEP;
+    }
+    template <int STEP> static INLINE int tiles(const Gathered &p) {
+        return first_tiles<STEP>(p) + (p->x2_channels + STEP - 1) / STEP;
+    }
+
+    template <int STEP> INLINE void start(const Gathered &p, int tile) {
+        int first = first_tiles<STEP>(p), per_tap = tiles<STEP>(p);
         int tap = tile / per_tap, rest = tile % per_tap;
         tap_y = tap / p.along.taps;
         tap_x = tap % p.along.taps;
@@ -26,14 +56,14 @@ struct Walk {
         channel = (rest - (tensor ? first : 0)) * STEP;
     }
 
-    INLINE int length(const ConvGather &p) const {
-        return tensor ? p.x2_channels : p.reduced - p.x2_channels;
+    INLINE int length(const Gathered &p) const {
+        return tensor ? p->x2_channels : p->reduced - p->x2_channels;
     }
 
     /// Goes on to the next tensor or tap.
-    INLINE void next(const ConvGather &p) {
+    INLINE void next(const Gathered &p) {
         channel = 0;
-        if (tensor == 0 && p.x2_channels > 0) {
+        if (tensor == 0 && p->x2_channels > 0) {
             tensor = 1;
             return;
         }
@@ -45,8 +75,8 @@ struct Walk {
     }
 
     /// Row of the weight's [kernel_taps].
-    INLINE int tap(const ConvGather &p) const {
-        return (p.down.tap + tap_y * p.down.tap_step) * p.kernel_width + p.along.tap +
+    INLINE int tap(const Gathered &p) const {
+        return (p.down.tap + tap_y * p.down.tap_step) * p->kernel_width + p.along.tap +
                tap_x * p.along.tap_step;
     }
 };
@@ -80,11 +110,11 @@ template <typename T, int ROWS, int THREADS, int SWIZZLE> struct GatheredRows {
     /// Of the first row, in a tile.
     unsigned slot;
 
-    INLINE void start(const ConvGather &p, int first_row) {
+    INLINE void start(const Gathered &p, int first_row) {
         slot = row_slot<THREADS, SWIZZLE>(0, 0);
         keep(slot);
         int area = p.down.count * p.along.count;
-        int size = (p.down.source >> p.enlarge) * (p.along.source >> p.enlarge);
+        int size = (p.down.source >> p->enlarge) * (p.along.source >> p->enlarge);
 #pragma unroll
         for (int i = 0; i < PASSES; i++) {
             int row = first_row + threadIdx.x / 8 + i * STEP, at = row % area;
@@ -96,19 +126,19 @@ template <typename T, int ROWS, int THREADS, int SWIZZLE> struct GatheredRows {
     }
 
     /// Turns to a tap and tensor, from the walk's channel on.
-    INLINE void find(const ConvGather &p, const Walk &walk, int group) {
-        int channels = walk.tensor ? p.x2_channels : p.x_channels;
+    INLINE void find(const Gathered &p, const Walk &walk, int group) {
+        int channels = walk.tensor ? p->x2_channels : p->x_channels;
         pitch = channels * (int)sizeof(T);
-        from = (const char *)(walk.tensor ? p.x2 : p.x) +
-               (group * p.reduced + walk.channel + threadIdx.x % 8 * CHUNK<T>) * sizeof(T);
-        int width = p.along.source >> p.enlarge;
+        from = (const char *)(walk.tensor ? p->x2 : p->x) +
+               (group * p->reduced + walk.channel + threadIdx.x % 8 * CHUNK<T>) * sizeof(T);
+        int width = p.along.source >> p->enlarge;
         inside = 0;
 #pragma unroll
         for (int i = 0; i < PASSES; i++) {
             int y = (corner[i] >> 16) + walk.tap_y * p.down.shift_step;
             int x = (short)corner[i] + walk.tap_x * p.along.shift_step;
             bool is_inside = (unsigned)y < (unsigned)p.down.source && (unsigned)x < (unsigned)p.along.source;
-            pixel[i] = is_inside ? image[i] + (y >> p.enlarge) * width + (x >> p.enlarge) : 0;
+            pixel[i] = is_inside ? image[i] + (y >> p->enlarge) * width + (x >> p->enlarge) : 0;
             inside |= is_inside ? 1u << i : 0u;
         }
     }
@@ -131,20 +161,20 @@ template <typename T, int ROWS, int THREADS, int SWIZZLE> struct WeightRows {
     const char *from;
     int pitch;
 
-    INLINE void start(const ConvGather &p, int first) {
+    INLINE void start(const Gathered &p, int first) {
         slot = row_slot<THREADS, SWIZZLE>(0, 0);
         keep(slot);
-        pitch = p.kernel_taps * p.reduced * (int)sizeof(T);
+        pitch = p->kernel_taps * p->reduced * (int)sizeof(T);
         inside = 0;
 #pragma unroll
         for (int i = 0; i < PASSES; i++)
-            inside |= first + (int)threadIdx.x / 8 + i * STEP < p.columns ? 1u << i : 0u;
+            inside |= first + (int)threadIdx.x / 8 + i * STEP < p->columns ? 1u << i : 0u;
     }
 
-    INLINE void find(const ConvGather &p, const Walk &walk, int group, int first) {
-        int k = walk.tap(p) * p.reduced + walk.channel + (walk.tensor ? p.x_channels : 0);
-        from = (const char *)p.weight + (k + threadIdx.x % 8 * CHUNK<T>) * sizeof(T) +
-               (Len)(group * p.columns + first + threadIdx.x / 8) * pitch;
+    INLINE void find(const Gathered &p, const Walk &walk, int group, int first) {
+        int k = walk.tap(p) * p->reduced + walk.channel + (walk.tensor ? p->x_channels : 0);
+        from = (const char *)p->weight + (k + threadIdx.x % 8 * CHUNK<T>) * sizeof(T) +
+               (Len)(group * p->columns + first + threadIdx.x / 8) * pitch;
     }
 
     INLINE void fetch(unsigned tile, int terms) {
@@ -168,18 +198,18 @@ template <typename T, int COLUMNS, int THREADS, Order ORDER> struct WeightColumn
     const char *from;
     int pitch;
 
-    INLINE void start(const ConvGather &p, int first) {
+    INLINE void start(const Gathered &p, int first) {
         int row = threadIdx.x / CHUNKS;
         slot = row * (COLUMNS * (int)sizeof(T)) + place<ORDER, CHUNKS>(row, threadIdx.x % CHUNKS) * 16;
         keep(slot);
-        pitch = p.kernel_taps * p.columns * (int)sizeof(T);
-        exists = first + (int)threadIdx.x % CHUNKS * CHUNK<T> < p.columns;
+        pitch = p->kernel_taps * p->columns * (int)sizeof(T);
+        exists = first + (int)threadIdx.x % CHUNKS * CHUNK<T> < p->columns;
     }
 
-    INLINE void find(const ConvGather &p, const Walk &walk, int group, int first) {
-        int row = group * p.reduced + walk.channel + threadIdx.x / CHUNKS;
-        from = (const char *)p.weight + (Len)row * pitch +
-               (walk.tap(p) * p.columns + first + threadIdx.x % CHUNKS * CHUNK<T>) * sizeof(T);
+    INLINE void find(const Gathered &p, const Walk &walk, int group, int first) {
+        int row = group * p->reduced + walk.channel + threadIdx.x / CHUNKS;
+        from = (const char *)p->weight + (Len)row * pitch +
+               (walk.tap(p) * p->columns + first + threadIdx.x % CHUNKS * CHUNK<T>) * sizeof(T);
     }
 
     INLINE void fetch(unsigned tile, int terms) {
@@ -194,28 +224,35 @@ template <typename T, int COLUMNS, int THREADS, Order ORDER> struct WeightColumn
     }
 };
 
-/// The same where 16 bytes straddle rows: few inputs.
-template <typename T, int COLUMNS, int THREADS, Order ORDER> struct WeightElements {
-    int left;
-    const T *from;
-    Len pitch;
+/// The same where 16 bytes straddle rows: few inputs. The rows of the group are brought to
+/// shared memory as they are, once, and the tiles built from there.
+template <typename T, int COLUMNS, int THREADS, Order ORDER> struct WeightNarrow {
+    static constexpr int CHUNKS = COLUMNS / CHUNK<T>;
+    const T *rows, *from;
+    int left, pitch;
 
-    INLINE void start(const ConvGather &p, int first) {
-        left = p.columns - first;
-        pitch = (Len)p.kernel_taps * p.columns;
+    INLINE void start(const Gathered &p, int first, int group, unsigned char *raw) {
+        left = p->columns - first;
+        pitch = p->kernel_taps * p->columns;
+        int len = p->reduced * pitch;
+        Range range = {group * len, (group + 1) * len};
+        rows = (const T *)raw + (range.from - range.first<T>()) + first;
+        range.bring<T, THREADS>(shared_address(raw), (const T *)p->weight, p->groups * len);
+        commit_copies();
     }
 
-    INLINE void find(const ConvGather &p, const Walk &walk, int group, int first) {
-        from = (const T *)p.weight + (group * p.reduced + walk.channel) * pitch + walk.tap(p) * p.columns + first;
+    INLINE void find(const Gathered &p, const Walk &walk, int, int) {
+        from = rows + walk.channel * pitch + walk.tap(p) * p->columns;
     }
 
     INLINE void fetch(unsigned tile, int terms) {
-        for (int i = threadIdx.x; i < DEPTH<T> * COLUMNS; i += THREADS) {
-            int k = i / COLUMNS, column = i % COLUMNS, chunk = place<ORDER, COLUMNS / CHUNK<T>>(k, column / CHUNK<T>);
-            bool inside = k < terms && column < left;
-            copy_element(tile + (k * COLUMNS + chunk * CHUNK<T> + column % CHUNK<T>) * sizeof(T),
-                         inside ? from + k * pitch + column : from, inside);
-        }
+        auto slot = [&](int k, int chunk) {
+            return tile + k * (COLUMNS * (int)sizeof(T)) + place<ORDER, CHUNKS>(k, chunk) * 16;
+        };
+        build_rows<T, DEPTH<T>, THREADS>(CHUNKS, slot, [&](int first, int r, int chunk, int e) {
+            int k = first + r, column = chunk * CHUNK<T> + e;
+            return k < terms && column < left ? from[k * pitch + column] : (T)0.0f;
+        });
         from += DEPTH<T> * pitch;
     }
 };
@@ -226,7 +263,7 @@ template <class Tile, bool FORWARD> struct Scattered {
     static constexpr int STEP = Tile::THREADS / 8, PASSES = Tile::BM / STEP;
     int image[PASSES], y[PASSES], x[PASSES];
 
-    INLINE void start(const ConvGather &p, int first_row) {
+    INLINE void start(const Gathered &p, int first_row) {
         int area = p.down.count * p.along.count;
 #pragma unroll
         for (int i = 0; i < PASSES; i++) {
@@ -237,36 +274,36 @@ template <class Tile, bool FORWARD> struct Scattered {
         }
     }
 
-    INLINE void fetch(const ConvGather &p, int k0, int group, int first, unsigned left, unsigned right) const {
-        int height = p.down.source >> p.enlarge, width = p.along.source >> p.enlarge;
-        int total = p.down.taps * p.along.taps * p.reduced;
+    INLINE void fetch(const Gathered &p, int k0, int group, int first, unsigned left, unsigned right) const {
+        int height = p.down.source >> p->enlarge, width = p.along.source >> p->enlarge;
+        int total = p.down.taps * p.along.taps * p->reduced;
 #pragma unroll 1
         for (int e = 0; e < CHUNK<T>; e++) {
             int k = k0 + threadIdx.x % 8 * CHUNK<T> + e;
-            int tap = k / p.reduced, channel = group * p.reduced + k % p.reduced;
-            bool second = channel >= p.x_channels;
-            int pitch = second ? p.x2_channels : p.x_channels;
-            const T *from = (const T *)(second ? p.x2 : p.x) + (second ? channel - p.x_channels : channel);
+            int tap = k / p->reduced, channel = group * p->reduced + k % p->reduced;
+            bool second = channel >= p->x_channels;
+            int pitch = second ? p->x2_channels : p->x_channels;
+            const T *from = (const T *)(second ? p->x2 : p->x) + (second ? channel - p->x_channels : channel);
 #pragma unroll
             for (int i = 0; i < PASSES; i++) {
                 int sy = source_of(p.down, y[i], tap / p.along.taps);
                 int sx = source_of(p.along, x[i], tap % p.along.taps);
                 bool inside = k < total && sy >= 0 && sx >= 0 && image[i] >= 0;
-                Len at = (image[i] * height + (sy >> p.enlarge)) * width + (sx >> p.enlarge);
+                Len at = (image[i] * height + (sy >> p->enlarge)) * width + (sx >> p->enlarge);
                 unsigned slot = row_slot<Tile::THREADS, Tile::SWIZZLE_A>(left, i) + e * sizeof(T);
-                copy_element(slot, inside ? from + at * pitch : (const T *)p.x, inside);
+                copy_element(slot, inside ? from + at * pitch : (const T *)p->x, inside);
             }
         }
-        const T *weight = (const T *)p.weight;
+        const T *weight = (const T *)p->weight;
         for (int i = threadIdx.x; i < Tile::BN * DEPTH<T>; i += Tile::THREADS) {
             // Neighbouring threads read neighbouring elements.
             int at_k = FORWARD ? i % DEPTH<T> : i / Tile::BN, row = FORWARD ? i / DEPTH<T> : i % Tile::BN;
-            int k = k0 + at_k, tap = k / p.reduced, channel = k % p.reduced;
+            int k = k0 + at_k, tap = k / p->reduced, channel = k % p->reduced;
             Walk walk = {tap / p.along.taps, tap % p.along.taps, 0, 0};
-            bool inside = k < total && first + row < p.columns;
-            int out = group * (FORWARD ? p.columns : p.reduced) + (FORWARD ? first + row : channel);
+            bool inside = k < total && first + row < p->columns;
+            int out = group * (FORWARD ? p->columns : p->reduced) + (FORWARD ? first + row : channel);
             int in = FORWARD ? channel : first + row;
-            Len at = ((Len)out * p.kernel_taps + walk.tap(p)) * (FORWARD ? p.reduced : p.columns) + in;
+            Len at = ((Len)out * p->kernel_taps + walk.tap(p)) * (FORWARD ? p->reduced : p->columns) + in;
             int chunk = (FORWARD ? at_k : row) / CHUNK<T>, element = (FORWARD ? at_k : row) % CHUNK<T>;
             unsigned slot = FORWARD ? row * ROW_BYTES + (chunk ^ (row >> Tile::SWIZZLE_B & 7)) * 16
                                     : at_k * (Tile::BN * (int)sizeof(T)) +
@@ -281,18 +318,18 @@ template <class Tile, bool FORWARD> struct Scattered {
 enum Reading { ALIGNED, NARROW, SCATTERED };
 
 /// Adds what is to be added to a tile of a gathering pass and stores it.
-template <class Tile> INLINE void store_gathered(const ConvGather &p, const Tile &tile, unsigned char *shared, int group, int lane) {
+template <class Tile> INLINE void store_gathered(const Gathered &p, const Tile &tile, unsigned char *shared, int group, int lane) {
     using T = typename Tile::T;
     int first_row = blockIdx.x * Tile::BM, first_column = blockIdx.y * Tile::BN;
-    int channels = p.groups * p.columns, area = p.down.count * p.along.count;
+    int channels = p->groups * p->columns, area = p.down.count * p.along.count;
     bool dense = p.down.step == 1 && p.along.step == 1;
-    int rows = p.pixels - first_row, columns = p.columns - first_column;
+    int rows = p.pixels - first_row, columns = p->columns - first_column;
     auto add_up = [&](int row, int column, Values<T> &values) {
         int count = min(columns - column, CHUNK<T>);
-        int channel = group * p.columns + first_column + column;
+        int channel = group * p->columns + first_column + column;
         Len pixel = first_row + row;
         int image = 0;
-        if (!dense || p.per_image) {
+        if (!dense || p->per_image) {
             int at = (int)pixel % area;
             image = (int)pixel / area;
             int y = p.down.first + p.down.step * (at / p.along.count);
@@ -300,40 +337,51 @@ template <class Tile> INLINE void store_gathered(const ConvGather &p, const Tile
             pixel = ((Len)image * p.down.length + y) * p.along.length + x;
         }
         Len at = pixel * channels + channel;
-        if (p.bias) values.add(p.bias + channel, count);
-        if (p.per_image) values.add((const T *)p.per_image + (Len)image * channels + channel, count);
-        if (p.residual) values.add((const T *)p.residual + at, count);
-        values.write((T *)p.y + at, count, p.add);
+        if (p->bias) values.add(p->bias + channel, count);
+        if (p->per_image) values.add((const T *)p->per_image + (Len)image * channels + channel, count);
+        if (p->residual) values.add((const T *)p->residual + at, count);
+        values.write((T *)p->y + at, count, p->add);
     };
-    if (p.lanes == 1) {
-        give<Tile, T>(tile, (float *)shared, rows, columns, add_up);
-        return;
+    if constexpr (Tile::SPLITS) {
+        if (p->partial) {
+            // Only passes whose results lie densely are split.
+            Len size = (Len)p.pixels * channels;
+            auto partial = [&](int row, int column) {
+                return p->partial + (Len)(first_row + row) * channels + group * p->columns + first_column + column;
+            };
+            give<Tile, T>(tile, (float *)shared, rows, columns, [&](int row, int column, Values<T> &values) {
+                values.write(partial(row, column) + lane * size, min(columns - column, CHUNK<T>), false);
+            });
+            if (!is_last_block(p->counters + tile_number(group), p->lanes)) return;
+            each_piece<Tile, T>([&](int row, int column) {
+                if (row >= rows || column >= columns) return;
+                Values<T> values;
+                values.clear();
+                for (int l = 0; l < p->lanes; l++)
+                    values.add(partial(row, column) + l * size, min(columns - column, CHUNK<T>));
+                add_up(row, column, values);
+            });
+            return;
+        }
     }
-    // Lanes are kept for results that lie densely.
-    Len size = (Len)p.pixels * channels;
-    auto partial = [&](int row, int column) {
-        return p.partial + (Len)(first_row + row) * channels + group * p.columns + first_column + column;
-    };
-    give<Tile, T>(tile, (float *)shared, rows, columns, [&](int row, int column, Values<T> &values) {
-        values.write(partial(row, column) + lane * size, min(columns - column, CHUNK<T>), false);
-    });
-    if (!is_last_lane(p, group)) return;
-    each_piece<Tile, T>(rows, columns, [&](int row, int column) {
-        Values<T> values;
-        values.clear();
-        for (int l = 0; l < p.lanes; l++) values.add(partial(row, column) + l * size, min(columns - column, CHUNK<T>));
-        add_up(row, column, values);
-    });
+    give<Tile, T>(tile, (float *)shared, rows, columns, add_up);
 }
 
-/// One tile of a gathering pass. Grid: row tiles, column tiles, groups x lanes.
-template <class Tile, bool FORWARD, Reading READING = ALIGNED> INLINE void gather(const ConvGather &p) {
+/// One tile of a gathering pass. Grid: row tiles, column tiles, groups x lanes (or x residues).
+/// Where the lanes' sums do not lie apart, the block takes all lanes in turn.
+template <class Tile, bool FORWARD, Reading READING = ALIGNED> INLINE void gather(const ConvGather &all) {
     using T = typename Tile::T;
     constexpr int STEP = DEPTH<T>;
     extern __shared__ __align__(128) unsigned char shared[];
     int first_row = blockIdx.x * Tile::BM, first_column = blockIdx.y * Tile::BN;
-    int group = blockIdx.z % p.groups, lane = blockIdx.z / p.groups;
-    int from = (int)((Len)p.tiles * lane / p.lanes), to = (int)((Len)p.tiles * (lane + 1) / p.lanes);
+    int group = blockIdx.z % all.groups, rest = blockIdx.z / all.groups;
+    // A strided pass has one lane.
+    bool apart = Tile::SPLITS && all.partial;
+    Gathered p = Gathered::of<FORWARD>(all, apart ? 0 : rest);
+    if (!FORWARD && first_row >= p.pixels) return;
+    int taps = p.down.taps * p.along.taps, total = taps * p->reduced;
+    int tiles = READING == SCATTERED ? (total + STEP - 1) / STEP : taps * Walk::tiles<STEP>(p);
+    float *kept = (float *)(shared + STAGES * STAGE_BYTES<Tile>);
 
     Tile tile;
     tile.clear();
@@ -341,7 +389,7 @@ template <class Tile, bool FORWARD, Reading READING = ALIGNED> INLINE void gathe
     int stage = 0, terms = 0;
     // Tile t is on its way into `stage` while t - 1 is multiplied; the last turn only
     // multiplies.
-    auto turn = [&](int t, int arriving, auto fetch) {
+    auto turn = [&](int t, int from, int to, int arriving, auto fetch) {
         await_copies<0>();
         __syncthreads();
         unsigned left = shared_address(shared) + stage * STAGE_BYTES<Tile>;
@@ -353,41 +401,65 @@ template <class Tile, bool FORWARD, Reading READING = ALIGNED> INLINE void gathe
         }
         terms = arriving;
     };
+    // Calls reduce(from, to) for the block's lanes.
+    auto each_lane = [&](auto reduce) {
+        if constexpr (Tile::SPLITS) {
+            int first = apart ? rest : 0, last = apart ? rest : p->lanes - 1;
+#pragma unroll 1
+            for (int l = first;; l++) {
+                reduce((int)((Len)tiles * l / p->lanes), (int)((Len)tiles * (l + 1) / p->lanes));
+                if (first == last) break;
+                tile.fold(kept, l == first);
+                if (l == last) break;
+                tile.clear();
+            }
+        } else {
+            reduce(0, tiles);
+        }
+    };
     if constexpr (READING != SCATTERED) {
         GatheredRows<T, Tile::BM, Tile::THREADS, Tile::SWIZZLE_A> rows;
-        using Columns = std::conditional_t<READING == NARROW, WeightElements<T, Tile::BN, Tile::THREADS, Tile::ORDER>,
+        using Columns = std::conditional_t<READING == NARROW, WeightNarrow<T, Tile::BN, Tile::THREADS, Tile::ORDER>,
                                            WeightColumns<T, Tile::BN, Tile::THREADS, Tile::ORDER>>;
         std::conditional_t<FORWARD, WeightRows<T, Tile::BN, Tile::THREADS, Tile::SWIZZLE_B>, Columns> weight;
         rows.start(p, first_row);
-        weight.start(p, first_column);
-        Walk walk;
-        walk.start<STEP>(p, from);
-#pragma unroll 1
-        for (int t = from; t <= to;) {
-            rows.find(p, walk, group);
-            weight.find(p, walk, group, first_column);
-            int left = walk.length(p) - walk.channel;
-            int end = t < to ? min(to, t + (left + STEP - 1) / STEP) : t + 1;
-#pragma unroll 1
-            for (; t < end; t++) {
-                turn(t, min(left, STEP), [&](unsigned a, unsigned b) {
-                    rows.fetch(a, left);
-                    weight.fetch(b, left);
-                });
-                left -= STEP;
-            }
-            walk.next(p);
+        if constexpr (READING == NARROW) {
+            bool folds = p->lanes > 1 && !apart;
+            weight.start(p, first_column, group, (unsigned char *)(kept + (folds ? Tile::BM * Tile::BN : 0)));
+        } else {
+            weight.start(p, first_column);
         }
+        each_lane([&](int from, int to) {
+            Walk walk;
+            walk.start<STEP>(p, from);
+#pragma unroll 1
+            for (int t = from; t <= to;) {
+                rows.find(p, walk, group);
+                weight.find(p, walk, group, first_column);
+                int left = walk.length(p) - walk.channel;
+                int end = t < to ? min(to, t + (left + STEP - 1) / STEP) : t + 1;
+#pragma unroll 1
+                for (; t < end; t++) {
+                    turn(t, from, to, min(left, STEP), [&](unsigned a, unsigned b) {
+                        rows.fetch(a, left);
+                        weight.fetch(b, left);
+                    });
+                    left -= STEP;
+                }
+                walk.next(p);
+            }
+        });
     } else {
         Scattered<Tile, FORWARD> both;
         both.start(p, first_row);
-        int total = p.down.taps * p.along.taps * p.reduced;
+        each_lane([&](int from, int to) {
 #pragma unroll 1
-        for (int t = from; t <= to; t++) {
-            turn(t, min(total - t * STEP, STEP), [&](unsigned a, unsigned b) {
-                both.fetch(p, t * STEP, group, first_column, a, b);
-            });
-        }
+            for (int t = from; t <= to; t++) {
+                turn(t, from, to, min(total - t * STEP, STEP), [&](unsigned a, unsigned b) {
+                    both.fetch(p, t * STEP, group, first_column, a, b);
+                });
+            }
+        });
     }
-    store_gathered(p, tile, shared, group, lane);
+    store_gathered(p, tile, shared, group, apart ? rest : 0);
 }

@@ -251,7 +251,8 @@ template <class Tile> struct OuterElements {
 };
 
 /// One tile of the gradient by the weight. Grid: row tiles, column tiles, groups x lanes.
-/// Lane l takes the tiles l, l + lanes, ... of the pixels.
+/// Lane l takes the tiles l, l + lanes, ... of the pixels. The last lane adds up all, or, where
+/// there is no memory for the lanes' sums, each adds its own in its turn.
 template <class Tile, class Operands = BothColumns<Tile>> INLINE void outer(const ConvOuter &p) {
     using T = typename Tile::T;
     constexpr int STEP = DEPTH<T>;
@@ -259,6 +260,8 @@ template <class Tile, class Operands = BothColumns<Tile>> INLINE void outer(cons
     int first_row = blockIdx.x * Tile::BM, first_column = blockIdx.y * Tile::BN;
     int group = blockIdx.z % p.groups, lane = blockIdx.z / p.groups;
     int all = p.kernel_taps * p.c_in, channels = p.groups * p.c_out;
+    bool in_turn = p.lanes > 1 && !p.partial;
+    if (in_turn) lane = draw_number(p.counters + 2 * tile_number(group), p.lanes, (Word *)shared);
 
     Tile tile;
     tile.clear();
@@ -288,26 +291,29 @@ template <class Tile, class Operands = BothColumns<Tile>> INLINE void outer(cons
     if (with_bias) reduce(std::true_type());
     else reduce(std::false_type());
 
-    bool split = p.lanes > 1;
+    Word *turn = p.counters + 2 * tile_number(group) + 1;
+    if (in_turn) await_turn(turn, lane);
+    bool later = in_turn && lane > 0;
     Len weights = (Len)channels * all, size = weights + channels;
     float *partial = p.partial + lane * size;
     int first_out = group * p.c_out + first_row, rows = p.c_out - first_row, columns = all - first_column;
     if (with_bias) {
         tile.for_bias([&](int row, float sum) {
             if (row >= rows) return;
-            if (split) partial[weights + first_out + row] = sum;
-            else put(p.d_bias + first_out + row, sum, p.add_bias);
+            if (p.partial) partial[weights + first_out + row] = sum;
+            else put(p.d_bias + first_out + row, sum, p.add_bias || later);
         });
     }
     auto index = [&](int row, int column) { return (Len)(first_out + row) * all + first_column + column; };
     auto count = [&](int column) { return min(columns - column, CHUNK<float>); };
     if (p.d_weight) {
-        float *to = split ? partial : (float *)p.d_weight;
+        float *to = p.partial ? partial : (float *)p.d_weight;
         give<Tile, float>(tile, (float *)shared, rows, columns, [&](int row, int column, Values<float> &values) {
-            values.write(to + index(row, column), count(column), !split && p.add);
+            values.write(to + index(row, column), count(column), !p.partial && (p.add || later));
         });
     }
-    if (!split || !is_last_lane(p, group)) return;
+    if (in_turn) pass_turn(turn, lane, p.lanes);
+    if (!p.partial || !is_last_block(p.counters + 2 * tile_number(group), p.lanes)) return;
     if (with_bias) {
         for (int row = threadIdx.x; row < min(rows, Tile::BM); row += Tile::THREADS) {
             float sum = 0.0f;
@@ -316,7 +322,8 @@ template <class Tile, class Operands = BothColumns<Tile>> INLINE void outer(cons
         }
     }
     if (!p.d_weight) return;
-    each_piece<Tile, float>(rows, columns, [&](int row, int column) {
+    each_piece<Tile, float>([&](int row, int column) {
+        if (row >= rows || column >= columns) return;
         Values<float> values;
         values.clear();
         for (int l = 0; l < p.lanes; l++) values.add(p.partial + l * size + index(row, column), count(column));

@@ -96,11 +96,14 @@ struct ConvAxis {
     int source;
 };
 
+/* Residues of a position modulo a stride that one launch computes, along an axis. */
+#define MOST_RESIDUES 2
+
 /** y = gathered x times weight, plus what is added: forward and backward to the data.
  *  Source positions are those of x enlarged by 2^enlarge (nearest). */
 struct ConvGather {
     void *y;                /* [images, length, length, groups * columns] */
-    float *partial;         /* [lanes] of y, summed up in it; null for one lane */
+    float *partial;         /* [lanes] of y, a block each; null: a block adds up all lanes */
     Word *counters;         /* one for each tile of results */
     const void *x;          /* [images, source, source, x_channels] */
     const void *x2;         /* as x with x2_channels, which follow x's; may be null */
@@ -108,10 +111,11 @@ struct ConvGather {
     const float *bias;      /* [groups * columns]; may be null */
     const void *per_image;  /* [images, groups * columns]; may be null */
     const void *residual;   /* as y; may be null */
-    struct ConvAxis down;   /* along the height */
-    struct ConvAxis along;  /* along the width */
+    struct ConvAxis down[MOST_RESIDUES];  /* along the height, for each residue */
+    struct ConvAxis along[MOST_RESIDUES]; /* along the width */
+    int residues_down;
+    int residues_along;
     int images;
-    int pixels;      /* of the pass: images * count * count */
     int x_channels;
     int x2_channels;
     int enlarge;
@@ -120,7 +124,6 @@ struct ConvGather {
     int groups;
     int reduced;     /* channels of a group that are summed over */
     int columns;     /* channels of a group that result */
-    int tiles;       /* of the reduction */
     int lanes;       /* parts of the reduction, combined in order */
     int add;
 };
@@ -129,8 +132,8 @@ struct ConvGather {
 struct ConvOuter {
     void *d_weight;       /* [groups * c_out, kernel_taps, c_in] f32; null: skipped */
     float *d_bias;        /* [groups * c_out]; null: skipped */
-    float *partial;       /* [lanes][d_weight, d_bias]; null for one lane */
-    Word *counters;       /* one for each tile of results */
+    float *partial;       /* [lanes][d_weight, d_bias]; null: lanes add in their turn */
+    Word *counters;       /* two for each tile of results */
     const void *x;        /* [images, source, source, x_channels] */
     const void *x2;       /* as x with x2_channels, which follow x's; may be null */
     const void *d_y;      /* [images, count, count, groups * c_out] */

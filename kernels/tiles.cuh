@@ -4,6 +4,10 @@
 #include "copies.cuh"
 #include "last_block.cuh"
 
+/// Results of the largest tiles whose lanes may be split: larger ones leave no registers for
+/// it, and small layers would not fill them.
+constexpr int MOST_SPLIT = 64 * 64;
+
 /// A tile of BM x BN results, of which a thread computes TM x TN with fused multiply-adds:
 /// rows 4 t .. 4 t + 3 and again one tile half further, so that four lie side by side.
 template <int BM_, int BN_, int TM_, int TN_> struct Fused {
@@ -13,6 +17,7 @@ template <int BM_, int BN_, int TM_, int TN_> struct Fused {
     /// Lanes that read at once own rows 4 apart, or 1.
     static constexpr int SWIZZLE_A = TM >= 4 ? 2 : 0, SWIZZLE_B = TN >= 4 ? 2 : 0;
     static constexpr Order ORDER = PLAIN, RESULT_ORDER = PLAIN;
+    static constexpr bool SPLITS = BM * BN <= MOST_SPLIT;
 
     float sums[TM][TN];
     /// Of row threadIdx.x of the left operand.
@@ -62,8 +67,21 @@ template <int BM_, int BN_, int TM_, int TN_> struct Fused {
     struct At {};
     template <bool A_ROWS, bool B_ROWS> static INLINE At start() { return {}; }
 
+    /// Puts what a lane added up on top of the lanes before it, which `kept` holds but for the
+    /// first lane.
+    INLINE void fold(float *kept, bool first) {
+#pragma unroll
+        for (int i = 0; i < TM; i++)
+#pragma unroll
+            for (int j = 0; j < TN; j++) {
+                float &before = kept[(i * TN + j) * THREADS + threadIdx.x];
+                if (!first) sums[i][j] += before;
+                before = sums[i][j];
+            }
+    }
+
     /// Adds the products of `terms` terms. `with_bias` adds up the left operand as well.
-    template <bool A_ROWS, bool B_ROWS>
+    template <bool A_ROWS, bool B_ROWS, bool PART = false>
     INLINE void multiply(At, const unsigned char *stage, int terms, bool with_bias) {
         const float *a = (const float *)stage, *b = a + BM * DEPTH<float>;
 #pragma unroll 1
@@ -152,6 +170,7 @@ template <typename T_, int BM_, int BN_, int DOWN, int ALONG> struct Tensor {
     static constexpr int SWIZZLE_A = 0, SWIZZLE_B = 0, STEPS = 4;
     static constexpr bool WORDS = sizeof(T) == 4;
     static constexpr Order ORDER = WORDS ? FOUR_ROWS : EIGHT_ROWS, RESULT_ORDER = FOUR_ROWS;
+    static constexpr bool SPLITS = BM * BN <= MOST_SPLIT;
     static_assert(WM % 16 == 0 && WN % 16 == 0, "whole fragments");
 
     float sums[ROWS][COLUMNS][4];
@@ -214,11 +233,26 @@ template <typename T_, int BM_, int BN_, int DOWN, int ALONG> struct Tensor {
         return at;
     }
 
-    template <bool A_ROWS, bool B_ROWS>
-    INLINE void multiply(const At &at, const unsigned char *stage, int, bool with_bias) {
+    INLINE void fold(float *kept, bool first) {
+#pragma unroll
+        for (int i = 0; i < ROWS; i++)
+#pragma unroll
+            for (int j = 0; j < COLUMNS; j++)
+#pragma unroll
+                for (int e = 0; e < 4; e++) {
+                    float &before = kept[((i * COLUMNS + j) * 4 + e) * THREADS + threadIdx.x];
+                    if (!first) sums[i][j][e] += before;
+                    before = sums[i][j][e];
+                }
+    }
+
+    /// PART leaves out steps past the last term.
+    template <bool A_ROWS, bool B_ROWS, bool PART = false>
+    INLINE void multiply(const At &at, const unsigned char *stage, int terms, bool with_bias) {
         unsigned a_at = shared_address(stage) + at.a, b_at = shared_address(stage) + at.b;
 #pragma unroll
         for (int step = 0; step < STEPS; step++) {
+            if (PART && step * (DEPTH<T> / STEPS) >= terms) break;
             unsigned a[ROWS][4], b[COLUMNS / 2][4];
 #pragma unroll
             for (int i = 0; i < ROWS; i++) {
@@ -349,24 +383,21 @@ template <typename T> struct Values {
 };
 
 /// Shares the pieces of 16 bytes of T in a tile out among the threads: f(row, column).
-/// Columns past the last do not occur.
-template <class Tile, typename T, typename F> INLINE void each_piece(int rows, int columns, F f) {
+template <class Tile, typename T, typename F> INLINE void each_piece(F f) {
     constexpr int ALONG = Tile::BN / CHUNK<T> > 0 ? Tile::BN / CHUNK<T> : 1;
 #pragma unroll 1
-    for (int i = threadIdx.x; i < Tile::BM * ALONG; i += Tile::THREADS) {
-        int row = i / ALONG, column = i % ALONG * CHUNK<T>;
-        if (row < rows && column < columns) f(row, column);
-    }
+    for (int i = threadIdx.x; i < Tile::BM * ALONG; i += Tile::THREADS) f(i / ALONG, i % ALONG * CHUNK<T>);
 }
 
 /// Gives `put(row, column, values)` the results of a tile, 16 bytes a thread side by side,
-/// by way of shared memory, which must be free.
+/// by way of shared memory, which must be free. Rows and columns past the last do not occur,
+/// but are read: lanes that sit out would not make it fewer passes.
 template <class Tile, typename T, typename Put>
 INLINE void give(const Tile &tile, float *shared, int rows, int columns, Put put) {
     __syncthreads();
     tile.lay_out(shared);
     __syncthreads();
-    each_piece<Tile, T>(rows, columns, [&](int row, int column) {
+    each_piece<Tile, T>([&](int row, int column) {
         // Of eight values every second group of four threads reads the upper half first:
         // eight threads then meet all banks.
         constexpr int HALVES = CHUNK<T> / 4;
@@ -383,15 +414,12 @@ INLINE void give(const Tile &tile, float *shared, int rows, int columns, Put put
             float4 v = swap ? f[HALVES - 1 - k] : f[k];
             values.v[4 * k] = v.x, values.v[4 * k + 1] = v.y, values.v[4 * k + 2] = v.z, values.v[4 * k + 3] = v.w;
         }
-        put(row, column, values);
+        if (row < rows && column < columns) put(row, column, values);
     });
 }
 
-/// Whether this block is the last of the lanes of its tile of results.
-template <class P> INLINE bool is_last_lane(const P &p, int group) {
-    int tile = blockIdx.x + gridDim.x * (blockIdx.y + gridDim.y * group);
-    return is_last_block(p.counters + tile, p.lanes);
-}
+/// Number of the block's tile of results.
+INLINE int tile_number(int group) { return blockIdx.x + gridDim.x * (blockIdx.y + gridDim.y * group); }
 
 template <class Tile> constexpr int STAGE_BYTES = (Tile::BM + Tile::BN) * ROW_BYTES;
 

@@ -1,6 +1,7 @@
-//! Convolution: the layers of ddpm-cifar10 in bf16. Counters come from slices (one image,
-//! by the tile that the layer is given at a batch of 128); how the blocks of a batch of 128 fill
-//! a chip is counted without running it.
+//! Convolution and linear layers: those of ddpm-cifar10 and of a block of DiT-B/4 (64 tokens) in
+//! bf16. Counters come from slices (one image, or the rows of two, by the tile that the layer
+//! is given at a batch of 128); how the blocks of a batch of 128 fill a chip is counted
+//! without running it.
 
 use langevin::backend::cuda::conv2d::{Arithmetic, Convolution, Epilogue, Source};
 use langevin::ops::conv2d::{Conv2d, ConvOptions, Padding};
@@ -37,6 +38,38 @@ const LAYERS: [([usize; 5], usize); 12] = [
     ([32, 128, 3, 3, 1], 1),
 ];
 
+/// Channels in and out of the linear layers of a block.
+const LINEARS: [[usize; 2]; 4] = [[768, 2304], [768, 768], [768, 3072], [3072, 768]];
+
+/// Tokens of an image.
+const TOKENS: usize = 64;
+
+/// A layer at any batch.
+struct Subject {
+    name: String,
+    /// How many a step of ddpm-cifar10 has.
+    count: usize,
+    /// Images whose counters are taken.
+    slice: usize,
+    at: Box<dyn Fn(usize) -> Conv2d>,
+}
+
+fn subjects() -> Vec<Subject> {
+    let convolutions = LAYERS.into_iter().map(|(sizes, count)| {
+        let [side, c_in, c_out, kernel, stride] = sizes;
+        let name = format!("{kernel}x{kernel}/{stride} {c_in}->{c_out} at {side}x{side}");
+        Subject { name, count, slice: 1, at: Box::new(move |n| layer(n, sizes)) }
+    });
+    let linears = LINEARS.into_iter().map(|[c_in, c_out]| {
+        let options = ConvOptions::default();
+        let rows =
+            move |n| Conv2d { n: n * TOKENS, h: 1, w: 1, c_in, c_out, kernel: [1, 1], options };
+        let name = format!("linear {c_in}->{c_out} of {TOKENS} tokens");
+        Subject { name, count: 0, slice: 2, at: Box::new(rows) }
+    });
+    convolutions.chain(linears).collect()
+}
+
 fn layer(n: usize, [side, c_in, c_out, kernel, stride]: [usize; 5]) -> Conv2d {
     let padding = match stride {
         1 => Padding::same(kernel / 2),
@@ -47,15 +80,17 @@ fn layer(n: usize, [side, c_in, c_out, kernel, stride]: [usize; 5]) -> Conv2d {
 }
 
 fn counters(table: &mut Table, gpu: &Gpu) {
-    table.note("counters of one image, by the tile that a batch of 128 is given");
+    table.note("counters of one image (linear: two), by the tile that a batch of 128 is given");
+    table.note("sums of lanes that are read back are left out of 6 and 7: for 128 images they are");
+    table.note("the same bytes, and stand in 8");
     let arithmetic = Arithmetic::Bf16;
     let new = |op| Convolution::new(&gpu.device, op, arithmetic, Source::default()).expect("fits");
     let memory = |bytes: usize| gpu.memory(bytes);
     let mut useful = [[0.0; 2]; 2];
-    for (sizes, count) in LAYERS {
-        let [side, c_in, c_out, kernel, stride] = sizes;
-        let name = format!("{kernel}x{kernel}/{stride} {c_in}->{c_out} at {side}x{side}");
-        let (op, whole) = (layer(1, sizes), layer(128, sizes));
+    for Subject { name, count, slice, at } in subjects() {
+        let (op, whole, single) = (at(slice), at(128), at(1));
+        let Conv2d { c_in, c_out, kernel: [kernel, _], .. } = op;
+        let stride = op.options.stride[0];
         let tiles = new(whole).tiles();
         let (mut y, x) = (memory(op.y_len() * 2), memory(op.x_len() * 2));
         let (weight, mut d_x) = (memory(op.weight_len() * 2), memory(op.x_len() * 2));
@@ -90,25 +125,46 @@ fn counters(table: &mut Table, gpu: &Gpu) {
             };
             let model =
                 2 * depth * (rows * columns.div_ceil(tile[1]) + columns * rows.div_ceil(tile[0]));
-            let requested = c.load.bytes / model as f64;
+            let results_tiles = rows.div_ceil(tile[0]) * columns.div_ceil(tile[1]);
+            let residues = if i == 1 { stride * stride } else { 1 };
+            let lanes = (convolution.tiles()[i].1 / results_tiles / residues).max(1);
+            // Lanes that add in turn read the sums of those before them.
+            let results = 4 * rows * columns;
+            let (read, sums) = match (lanes, scratch.bytes()) {
+                (1, _) => (0, 0),
+                (_, 0) => ((lanes - 1) * results, results),
+                _ => (lanes * results, lanes * results),
+            };
+            let operands = c.load.bytes - read as f64;
+            let requested = operands / model as f64;
             table.line(6, &what("bytes requested / tile model"), requested, AtMost(1.05));
             let minimal = match i {
                 0 => op.x_len() + op.weight_len(),
                 1 => op.y_len() + op.weight_len(),
                 _ => op.x_len() + op.y_len(),
             } * 2;
-            let unique = c.unique_read / minimal as f64;
+            let unique = (c.unique_read - sums as f64) / minimal as f64;
             table.line(6, &what("unique bytes / minimal"), unique, AtMost(1.0));
-            let intensity = op.flops() as f64 / c.load.bytes;
-            table.line(7, &what("FLOP a byte asked of L2"), intensity, AtLeast(60.0));
+            let intensity = op.flops() as f64 / operands;
+            // Large shapes: a batch of 128 fills the multiprocessors with the largest tiles.
+            let large = c_in.min(c_out) >= 128 && !(2..16).contains(&op.h);
+            if large {
+                table.line(7, &what("FLOP a byte asked of L2"), intensity, AtLeast(60.0));
+            } else {
+                table.value(7, &what("FLOP a byte asked of L2"), intensity);
+            }
             table.value(4, &what("mma / PTX instructions"), c.mma / c.instructions);
             let written = [whole.y_len(), whole.x_len(), 2 * whole.weight_len()][i];
-            let read = [whole.x_len(), whole.y_len(), whole.x_len() + whole.y_len()][i];
+            let whole_read = [whole.x_len(), whole.y_len(), whole.x_len() + whole.y_len()][i];
             let operand = if i == 2 { 0 } else { whole.weight_len() };
             let scratch = new(whole).workspace_bytes()[i] as f64;
-            let share = scratch / (2 * (written + read + operand)) as f64;
+            let share = scratch / (2 * (written + whole_read + operand)) as f64;
             table.line(8, &what("B = 128 workspace / minimal bytes"), share, AtMost(0.1));
-            let (alone, blocks_alone) = new(op).tiles()[i];
+            if i == 2 {
+                let share = read as f64 / (2 * (written + whole_read)) as f64;
+                table.value(8, &what("B = 128 sums read back / minimal bytes"), share);
+            }
+            let (alone, blocks_alone) = new(single).tiles()[i];
             let text = format!("B = 1 blocks of {}x{}", alone[0], alone[1]);
             table.value(8, &what(&text), blocks_alone as f64);
             for (s, multiprocessors) in CHIPS.into_iter().enumerate() {

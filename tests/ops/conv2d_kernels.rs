@@ -303,8 +303,10 @@ fn conv2d_kernels_read_enlarged_and_joined_images_in_place() {
 
 #[test]
 fn conv2d_kernels_give_an_image_the_same_bits_in_any_batch() {
-    for arithmetic in ALL {
-        let op = conv([9, 4, 4, 64, 32], [3, 3], same(1));
+    // Lanes whose blocks are few, in both batches; few and many; many beside a narrow weight.
+    let cases = [[9, 4, 4, 64, 32], [14, 4, 4, 256, 256], [1728, 2, 2, 3, 128]];
+    for (sizes, arithmetic) in cases.into_iter().flat_map(|s| ALL.map(|a| (s, a))) {
+        let op = conv(sizes, [3, 3], same(1));
         let whole = Case::new(op, Source::default(), arithmetic);
         let results = whole.run(None, None);
         for image in [0, 8] {

@@ -194,6 +194,5 @@ pub(super) fn linear_group(op: &LinearGroup, call: &Call) -> Result<()> {
 /// Lanes in which the layer alone would split its weight gradient.
 fn lanes(op: &LinearGroup, c_out: usize) -> usize {
     let layer = Linear { rows: op.rows, c_in: op.c_in, c_out };
-    let scratch = matmul::backward_weight_workspace_len(&layer, Arithmetic::F32);
-    (scratch / (c_out * op.c_in + c_out)).max(1)
+    matmul::backward_weight_lanes(&layer, Arithmetic::F32)
 }

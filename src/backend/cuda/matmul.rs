@@ -34,6 +34,11 @@ pub(super) fn backward_weight(op: &Linear, call: &Call) -> Result<()> {
     conv2d::backward_weight(&as_convolution(op), call)
 }
 
+/// Parts in which the weight gradient's sums over the rows are added up.
+pub(super) fn backward_weight_lanes(op: &Linear, arithmetic: Arithmetic) -> usize {
+    conv2d::backward_weight_lanes(&as_convolution(op), arithmetic)
+}
+
 /// Floats of scratch memory of the weight gradient; the other passes need none.
 pub(super) fn backward_weight_workspace_len(op: &Linear, arithmetic: Arithmetic) -> usize {
     conv2d::backward_weight_workspace_len(&as_convolution(op), arithmetic)

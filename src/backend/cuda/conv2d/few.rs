@@ -49,12 +49,23 @@ pub(super) fn gather_bytes(
     tile: &Tile<ConvGather>,
     forward: bool,
 ) -> usize {
-    let terms = (p.down.taps * p.along.taps * p.reduced) as usize;
-    let rows = most_rows(&p.down, &p.along, p.enlarge, p.pixels, tile.rows as i32);
-    let pitch = (p.along.source >> p.enlarge) * p.x_channels;
-    let weight = if forward { tile.columns * terms } else { 0 };
-    let elements = room(arithmetic, weight) + room(arithmetic, (rows * pitch) as usize);
-    terms_bytes(terms) + elements * arithmetic.bytes()
+    let bytes = |(down, along): (&ConvAxis, &ConvAxis)| {
+        let terms = (down.taps * along.taps * p.reduced) as usize;
+        let pixels = p.images * down.count * along.count;
+        let rows = most_rows(down, along, p.enlarge, pixels, tile.rows as i32);
+        let pitch = (along.source >> p.enlarge) * p.x_channels;
+        let weight = if forward { tile.columns * terms } else { 0 };
+        let elements = room(arithmetic, weight) + room(arithmetic, (rows * pitch) as usize);
+        terms_bytes(terms) + elements * arithmetic.bytes()
+    };
+    let pairs = p.down.iter().flat_map(|down| p.along.iter().map(move |along| (down, along)));
+    pairs.map(bytes).max().unwrap_or(0)
+}
+
+/// Bytes of the rows of a group's weight, as they are.
+pub(super) fn weight_bytes(arithmetic: Arithmetic, p: &ConvGather) -> usize {
+    let len = p.reduced as usize * (p.kernel_taps * p.columns) as usize;
+    room(arithmetic, len) * arithmetic.bytes()
 }
 
 /// Elements of x that a tile of the weight gradient's reduction reads at most.

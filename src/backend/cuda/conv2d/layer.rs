@@ -6,7 +6,7 @@ use super::super::arguments::Call;
 use super::super::device::Device;
 use super::super::entries::{Entry, params};
 use super::few;
-use super::tiles::{self, Reading};
+use super::tiles::{self, Reading, Tile};
 use super::{Arithmetic, MULTIPROCESSORS, Source};
 use crate::error::Result;
 use crate::ops::conv2d::Conv2d;
@@ -24,6 +24,14 @@ const LANE_TILES: usize = 8;
 /// Lanes of the weight gradient: at most this many, and one for so many pixels.
 const MOST_OUTER_LANES: usize = 24;
 const OUTER_LANE_PIXELS: usize = 8;
+/// Lanes that add in turn: each waits for those before it.
+const MOST_TURNS: usize = 6;
+/// Images for which the lanes' own sums shall take no more than a tenth of the bytes that a
+/// weight gradient reads and writes at least.
+const MANY_IMAGES: usize = 128;
+
+/// Positions modulo the stride that one launch computes, along an axis.
+const MOST_RESIDUES: usize = params::MOST_RESIDUES as usize;
 
 /// A convolution in some arithmetic.
 #[derive(Clone, Copy, Debug)]
@@ -154,7 +162,31 @@ struct Gather {
     /// Channels of a group that result.
     columns: usize,
     reading: Reading,
+    /// Parts of the reduction.
     lanes: usize,
+    /// Whether each has its blocks, and its sums are kept apart until the last of them
+    /// adds up. In a large batch the blocks are many without that, and take all lanes.
+    apart: bool,
+}
+
+/// How a weight gradient's reduction is divided.
+pub(super) struct Outer {
+    pub(super) lanes: usize,
+    /// Whether the last lane adds up sums that are kept apart, or each adds its own in turn.
+    apart: bool,
+}
+
+/// Residues of a pass along an axis, in groups of one launch; one group of one going
+/// forward.
+fn residues(op: &Conv2d, pass: Pass, axis: usize) -> Vec<Vec<params::ConvAxis>> {
+    match pass {
+        Pass::Forward => vec![vec![forward_axis(op, axis)]],
+        Pass::BackwardData => {
+            let all: Vec<_> =
+                (0..op.options.stride[axis]).map(|r| backward_axis(op, axis, r)).collect();
+            all.chunks(MOST_RESIDUES).map(<[_]>::to_vec).collect()
+        }
+    }
 }
 
 impl Layer {
@@ -229,7 +261,7 @@ impl Layer {
             Pass::BackwardData => (c_out, c_in),
         };
         let reading = self.gather_reading(pass, reduced, columns);
-        let mut gather = Gather { reduced, columns, reading, lanes: 1 };
+        let mut gather = Gather { reduced, columns, reading, lanes: 1, apart: false };
         let area = if pass == Pass::Forward { oh * ow } else { op.h * op.w };
         let strided = op.options.stride != [1, 1];
         // A single pixel is a linear layer's row, of which an image may have many.
@@ -237,7 +269,29 @@ impl Layer {
             let tiles = self.reduction_tiles(pass, &gather, op.kernel[0] * op.kernel[1]);
             gather.lanes = GATHER_LANES.min(tiles / LANE_TILES).max(1);
         }
+        if gather.lanes > 1 {
+            let pixels = op.n * area;
+            let tile = self.gather_tile(pass, &gather, reading, pixels, parts);
+            let blocks: usize = tile.grid(pixels, columns, parts).iter().product();
+            gather.apart = 2 * blocks < MULTIPROCESSORS;
+        }
         gather
+    }
+
+    /// The tile of a gathering pass with `parts` such matrices of results.
+    fn gather_tile(
+        &self,
+        pass: Pass,
+        gather: &Gather,
+        reading: Reading,
+        pixels: usize,
+        parts: usize,
+    ) -> &'static Tile<params::ConvGather> {
+        let tiles = match pass {
+            Pass::Forward => tiles::forward(self.arithmetic, reading),
+            Pass::BackwardData => tiles::backward_data(self.arithmetic, reading),
+        };
+        tiles::choose(tiles, self.tile, gather.lanes > 1, [pixels, gather.columns, parts])
     }
 
     fn results(&self, pass: Pass) -> usize {
@@ -248,53 +302,45 @@ impl Layer {
     }
 
     pub(super) fn gather_workspace_len(&self, pass: Pass) -> usize {
-        match self.gather(pass).lanes {
-            1 => 0,
-            lanes => lanes * self.results(pass),
-        }
+        let gather = self.gather(pass);
+        if gather.apart { gather.lanes * self.results(pass) } else { 0 }
     }
 
-    /// The forward pass, or the backward pass to the data: one launch for each residue
-    /// of a position modulo the stride.
+    /// The forward pass, or the backward pass to the data: one launch for all residues
+    /// of a position modulo the stride, of strides up to [`MOST_RESIDUES`].
     pub(super) fn launch_gather(
         &self,
         pass: Pass,
         operands: &GatherOperands,
         launch: &mut dyn FnMut(Launch) -> Result<()>,
     ) -> Result<()> {
-        let op = &self.op;
-        if pass == Pass::Forward {
-            let axes = [forward_axis(op, 0), forward_axis(op, 1)];
-            return self.launch_residue(pass, operands, axes, launch);
-        }
-        for y in 0..op.options.stride[0] {
-            for x in 0..op.options.stride[1] {
-                let axes = [backward_axis(op, 0, y), backward_axis(op, 1, x)];
-                self.launch_residue(pass, operands, axes, launch)?;
+        for down in residues(&self.op, pass, 0) {
+            for along in residues(&self.op, pass, 1) {
+                self.launch_residues(pass, operands, [&down, &along], launch)?;
             }
         }
         Ok(())
     }
 
-    fn launch_residue(
+    fn launch_residues(
         &self,
         pass: Pass,
         operands: &GatherOperands,
-        [down, along]: [params::ConvAxis; 2],
+        [down, along]: [&[params::ConvAxis]; 2],
         launch: &mut dyn FnMut(Launch) -> Result<()>,
     ) -> Result<()> {
         let op = &self.op;
         let gather = self.gather(pass);
-        let parts = op.options.groups;
-        let taps = (down.taps * along.taps) as usize;
-        let pixels = op.n * (down.count * along.count) as usize;
+        let most = |axes: &[params::ConvAxis]| axes.iter().map(|a| a.count as usize).max();
+        let pixels = op.n * most(down).unwrap_or(0) * most(along).unwrap_or(0);
         if pixels == 0 {
             return Ok(());
         }
         let source = if pass == Pass::Forward { self.source } else { Source::default() };
+        let all = |axes: &[params::ConvAxis]| std::array::from_fn(|i| axes[i % axes.len()]);
         let p = params::ConvGather {
             y: operands.y.cast(),
-            partial: if gather.lanes > 1 { operands.workspace } else { std::ptr::null_mut() },
+            partial: if gather.apart { operands.workspace } else { std::ptr::null_mut() },
             counters: operands.counters,
             x: operands.x.cast(),
             x2: operands.x2.cast(),
@@ -302,60 +348,78 @@ impl Layer {
             bias: operands.bias,
             per_image: operands.per_image.cast(),
             residual: operands.residual.cast(),
-            // Without a tap there is nothing to walk, and the results are zero.
-            down,
-            along: params::ConvAxis { taps: along.taps.max(1), ..along },
+            down: all(down),
+            along: all(along),
+            residues_down: down.len() as i32,
+            residues_along: along.len() as i32,
             images: op.n as i32,
-            pixels: pixels as i32,
-            x_channels: (parts * gather.reduced - source.second_channels) as i32,
+            x_channels: (op.options.groups * gather.reduced - source.second_channels) as i32,
             x2_channels: source.second_channels as i32,
             enlarge: source.enlarge as i32,
             kernel_width: op.kernel[1] as i32,
             kernel_taps: (op.kernel[0] * op.kernel[1]) as i32,
-            groups: parts as i32,
+            groups: op.options.groups as i32,
             reduced: gather.reduced as i32,
             columns: gather.columns as i32,
-            tiles: self.reduction_tiles(pass, &gather, taps) as i32,
             lanes: gather.lanes as i32,
             add: operands.add.into(),
         };
-        let parts = parts * gather.lanes;
-        let choose = |reading: Reading| {
-            let tiles = match pass {
-                Pass::Forward => tiles::forward(self.arithmetic, reading),
-                Pass::BackwardData => tiles::backward_data(self.arithmetic, reading),
-            };
-            tiles::choose(tiles, self.tile, pixels, gather.columns, parts)
-        };
+        let parts = op.options.groups
+            * down.len()
+            * along.len()
+            * if gather.apart { gather.lanes } else { 1 };
+        let choose = |reading: Reading| self.gather_tile(pass, &gather, reading, pixels, parts);
         let mut tile = choose(gather.reading);
-        let mut shared = tile.shared_bytes();
-        if gather.reading == Reading::FewInputs {
-            let few = few::gather_bytes(self.arithmetic, &p, tile, pass == Pass::Forward);
-            shared = shared.max(tile.stage_bytes() + few);
-            if shared > few::MOST_BYTES {
-                tile = choose(Reading::Scattered);
-                shared = tile.shared_bytes();
+        let bytes = |tile: &Tile<params::ConvGather>| {
+            let kept = if gather.lanes > 1 && !gather.apart { tile.result_bytes() } else { 0 };
+            tile.shared_bytes() + kept
+        };
+        let mut shared = match gather.reading {
+            Reading::FewInputs => {
+                let few = few::gather_bytes(self.arithmetic, &p, tile, pass == Pass::Forward);
+                bytes(tile).max(tile.stage_bytes() + few)
             }
+            Reading::NarrowWeight => bytes(tile) + few::weight_bytes(self.arithmetic, &p),
+            _ => bytes(tile),
+        };
+        if shared > few::MOST_BYTES {
+            tile = choose(Reading::Scattered);
+            shared = bytes(tile);
         }
         let grid = tile.grid(pixels, gather.columns, parts);
         launch(Launch::Gather(tile.entry, grid, shared as u32, p))
     }
 
-    fn outer_lanes(&self) -> usize {
+    pub(super) fn outer(&self) -> Outer {
         let op = &self.op;
         let parts = op.options.groups;
         let [oh, ow] = op.output_size();
         let columns = op.kernel[0] * op.kernel[1] * op.c_in / parts;
         let tiles = (op.c_out / parts).div_ceil(128) * columns.div_ceil(128) * parts;
         let most = (oh * ow / OUTER_LANE_PIXELS).clamp(3, MOST_OUTER_LANES);
-        MULTIPROCESSORS.div_ceil(tiles).clamp(1, most)
+        let lanes = MULTIPROCESSORS.div_ceil(tiles).clamp(1, most);
+        let elements = MANY_IMAGES * (oh * ow * op.c_out + op.h * op.w * op.c_in);
+        let bytes = elements * self.arithmetic.bytes() + op.weight_len() * 4;
+        let apart = bytes / 10 / (4 * (op.weight_len() + op.c_out));
+        if lanes == 1 || tiles >= MULTIPROCESSORS {
+            Outer { lanes: 1, apart: false }
+        } else if apart >= lanes.min(MOST_TURNS + 2) {
+            Outer { lanes: lanes.min(apart), apart: true }
+        } else {
+            // The least number that leaves the fewest multiprocessors idle.
+            let blocks = |lanes: usize| lanes * tiles;
+            let idle = |lanes: usize| {
+                let rounds = blocks(lanes).div_ceil(MULTIPROCESSORS);
+                (rounds * MULTIPROCESSORS) as f64 / blocks(lanes) as f64
+            };
+            let best = (1..=most.min(MOST_TURNS)).min_by(|&a, &b| idle(a).total_cmp(&idle(b)));
+            Outer { lanes: best.unwrap_or(1), apart: false }
+        }
     }
 
     pub(super) fn outer_workspace_len(&self) -> usize {
-        match self.outer_lanes() {
-            1 => 0,
-            lanes => lanes * (self.op.weight_len() + self.op.c_out),
-        }
+        let outer = self.outer();
+        if outer.apart { outer.lanes * (self.op.weight_len() + self.op.c_out) } else { 0 }
     }
 
     pub(super) fn launch_outer(
@@ -369,12 +433,12 @@ impl Layer {
         let taps = op.kernel[0] * op.kernel[1];
         let [oh, ow] = op.output_size();
         let pixels = op.n * oh * ow;
-        let lanes = self.outer_lanes();
+        let Outer { lanes, apart } = self.outer();
         let second = self.source.second_channels;
         let mut p = params::ConvOuter {
             d_weight: operands.d_weight.cast(),
             d_bias: operands.d_bias,
-            partial: if lanes > 1 { operands.workspace } else { std::ptr::null_mut() },
+            partial: if apart { operands.workspace } else { std::ptr::null_mut() },
             counters: operands.counters,
             x: operands.x.cast(),
             x2: operands.x2.cast(),
@@ -401,7 +465,7 @@ impl Layer {
         let parts = parts * lanes;
         let choose = |reading: Reading| {
             let tiles = tiles::backward_weight(self.arithmetic, reading);
-            tiles::choose(tiles, self.tile, c_out, taps * c_in, parts)
+            tiles::choose(tiles, self.tile, false, [c_out, taps * c_in, parts])
         };
         let reading = self.outer_reading();
         let mut tile = choose(reading);

@@ -2,8 +2,10 @@
 //! `kernels/conv2d_tensor.cu` a pass launches, and what they are told.
 //!
 //! The lanes in which a reduction is split depend on the sizes of one image alone, and
-//! every tile shape gives the same bits, so an image's result depends neither on its
-//! batch nor on the device.
+//! every tile shape gives the same bits, and so does every way to add the lanes up, so an
+//! image's result depends neither on its batch nor on the device. The ways: each lane has
+//! blocks and the last one adds up what all have written; a block takes all lanes; or the
+//! lanes' blocks add in turn (`kernels/last_block.cuh`).
 //!
 //! [`Convolution`] is the passes on memory of one's own; the plan's nodes use the same
 //! launches.
@@ -23,7 +25,7 @@ mod standalone;
 mod tiles;
 
 pub(super) use node::{
-    arithmetic, backward_data, backward_data_workspace_len, backward_weight,
+    arithmetic, backward_data, backward_data_workspace_len, backward_weight, backward_weight_lanes,
     backward_weight_workspace_len, forward, forward_workspace_len,
 };
 pub use standalone::{Convolution, Epilogue};

@@ -40,6 +40,11 @@ pub(in crate::backend::cuda) fn backward_data_workspace_len(op: &Conv2d, a: Arit
     layer(op, a).gather_workspace_len(Pass::BackwardData)
 }
 
+/// Parts in which the weight gradient's sums over the pixels are added up, in order.
+pub(in crate::backend::cuda) fn backward_weight_lanes(op: &Conv2d, a: Arithmetic) -> usize {
+    layer(op, a).outer().lanes
+}
+
 /// Floats of scratch memory of the weight gradient.
 pub(in crate::backend::cuda) fn backward_weight_workspace_len(op: &Conv2d, a: Arithmetic) -> usize {
     layer(op, a).outer_workspace_len()

@@ -22,6 +22,9 @@ pub(super) enum Reading {
 /// Tiles in flight, as in `kernels/tiles.cuh`.
 const STAGES: usize = 2;
 
+/// Results of the largest tiles whose lanes may be split, as in `kernels/tiles.cuh`.
+const MOST_SPLIT: usize = 64 * 64;
+
 /// A kernel, the results one of its blocks computes, and what a result costs in it
 /// relative to the largest tile (loads a product, from the tile's shape).
 pub(super) struct Tile<P: 'static> {
@@ -65,6 +68,11 @@ impl<P> Tile<P> {
         4 * (chunks + 2 * touched * arithmetic.depth())
     }
 
+    /// Bytes of the tile's results.
+    pub(super) fn result_bytes(&self) -> usize {
+        self.rows * self.columns * 4
+    }
+
     /// Bytes of a tile in flight.
     pub(super) fn stage_bytes(&self) -> usize {
         (self.rows + self.columns) * ROW_BYTES
@@ -75,18 +83,19 @@ impl<P> Tile<P> {
     }
 }
 
-/// The wished tile if it is there, else that of the least estimated time; the first of
-/// equals.
+/// The wished tile if it is there, else that of the least estimated time for `parts`
+/// matrices of results; the first of equals. Where the reduction is split, of those that
+/// can be.
 pub(super) fn choose<P>(
     tiles: &'static [Tile<P>],
     wished: Option<[usize; 2]>,
-    rows: usize,
-    columns: usize,
-    parts: usize,
+    split: bool,
+    [rows, columns, parts]: [usize; 3],
 ) -> &'static Tile<P> {
+    let fit = || tiles.iter().filter(|t| !split || t.rows * t.columns <= MOST_SPLIT);
     let estimate = |t: &&Tile<P>| t.estimate(rows, columns, parts);
-    let best = || tiles.iter().min_by(|a, b| estimate(a).total_cmp(&estimate(b)));
-    let wished = tiles.iter().find(|t| wished == Some([t.rows, t.columns]));
+    let best = || fit().min_by(|a, b| estimate(a).total_cmp(&estimate(b)));
+    let wished = fit().find(|t| wished == Some([t.rows, t.columns]));
     wished.or_else(best).expect("there are tiles")
 }
 
