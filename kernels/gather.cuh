@@ -102,11 +102,11 @@ template <typename T, int ROWS, int THREADS, int SWIZZLE> struct GatheredRows {
     /// First pixel of the row's image, and the position it reads at tap (0, 0) as two
     /// signed halves; far outside for a row that does not exist.
     int image[PASSES], corner[PASSES];
-    /// Pixel of x that the current tap reads, and a bit a row: whether it is inside.
+    /// Where the pixel of x lies that the current tap reads, in 16 bytes, and a bit a row: whether
+    /// it is inside.
     int pixel[PASSES];
     unsigned inside;
     const char *from;
-    int pitch;
     /// Of the first row, in a tile.
     unsigned slot;
 
@@ -128,7 +128,7 @@ template <typename T, int ROWS, int THREADS, int SWIZZLE> struct GatheredRows {
     /// Turns to a tap and tensor, from the walk's channel on.
     INLINE void find(const Gathered &p, const Walk &walk, int group) {
         int channels = walk.tensor ? p->x2_channels : p->x_channels;
-        pitch = channels * (int)sizeof(T);
+        int pitch = channels / CHUNK<T>;
         from = (const char *)(walk.tensor ? p->x2 : p->x) +
                (group * p->reduced + walk.channel + threadIdx.x % 8 * CHUNK<T>) * sizeof(T);
         int width = p.along.source >> p->enlarge;
@@ -138,7 +138,7 @@ template <typename T, int ROWS, int THREADS, int SWIZZLE> struct GatheredRows {
             int y = (corner[i] >> 16) + walk.tap_y * p.down.shift_step;
             int x = (short)corner[i] + walk.tap_x * p.along.shift_step;
             bool is_inside = (unsigned)y < (unsigned)p.down.source && (unsigned)x < (unsigned)p.along.source;
-            pixel[i] = is_inside ? image[i] + (y >> p->enlarge) * width + (x >> p->enlarge) : 0;
+            pixel[i] = is_inside ? (image[i] + (y >> p->enlarge) * width + (x >> p->enlarge)) * pitch : 0;
             inside |= is_inside ? 1u << i : 0u;
         }
     }
@@ -148,7 +148,9 @@ template <typename T, int ROWS, int THREADS, int SWIZZLE> struct GatheredRows {
         unsigned now = threadIdx.x % 8 * CHUNK<T> < terms ? inside : 0u;
 #pragma unroll
         for (int i = 0; i < PASSES; i++) {
-            copy16(next_slot<THREADS, SWIZZLE>(tile + slot, i), from + (Len)pixel[i] * pitch, now & 1u << i);
+            // Seen anew in every turn, else the compiler widens it once and for all.
+            keep(pixel[i]);
+            copy16(next_slot<THREADS, SWIZZLE>(tile + slot, i), from + (Len)pixel[i] * 16, now & 1u << i);
         }
         from += ROW_BYTES;
     }
@@ -193,7 +195,8 @@ template <typename T, int ROWS, int THREADS, int SWIZZLE> struct WeightRows {
 template <typename T, int COLUMNS, int THREADS, Order ORDER> struct WeightColumns {
     static constexpr int CHUNKS = COLUMNS / CHUNK<T>, STEP = THREADS / CHUNKS;
     static_assert(THREADS % CHUNKS == 0 && DEPTH<T> % STEP == 0, "whole passes");
-    bool exists;
+    /// Of the thread's rows in a tile; past all of them where its column does not exist.
+    int first_row;
     unsigned slot;
     const char *from;
     int pitch;
@@ -203,7 +206,7 @@ template <typename T, int COLUMNS, int THREADS, Order ORDER> struct WeightColumn
         slot = row * (COLUMNS * (int)sizeof(T)) + place<ORDER, CHUNKS>(row, threadIdx.x % CHUNKS) * 16;
         keep(slot);
         pitch = p->kernel_taps * p->columns * (int)sizeof(T);
-        exists = first + (int)threadIdx.x % CHUNKS * CHUNK<T> < p->columns;
+        first_row = first + (int)threadIdx.x % CHUNKS * CHUNK<T> < p->columns ? row : 1 << 30;
     }
 
     INLINE void find(const Gathered &p, const Walk &walk, int group, int first) {
@@ -213,7 +216,7 @@ template <typename T, int COLUMNS, int THREADS, Order ORDER> struct WeightColumn
     }
 
     INLINE void fetch(unsigned tile, int terms) {
-        int left = exists ? terms - (int)threadIdx.x / CHUNKS : 0;
+        int left = terms - first_row;
 #pragma unroll
         for (int i = 0; i < DEPTH<T> / STEP; i++) {
             // Permutations are linear: that of a sum without carries is the sum of theirs.
@@ -346,19 +349,33 @@ template <class Tile> INLINE void store_gathered(const Gathered &p, const Tile &
         if (p->partial) {
             // Only passes whose results lie densely are split.
             Len size = (Len)p.pixels * channels;
-            auto partial = [&](int row, int column) {
-                return p->partial + (Len)(first_row + row) * channels + group * p->columns + first_column + column;
+            // Where four of the values at (row, column) lie. Two threads that have eight each
+            // side by side change places with halves, so that both meet whole sectors.
+            auto partial = [&](int row, int column, int half) {
+                bool pair = CHUNK<T> == 8 && (column & -16) + 16 <= columns;
+                int at = pair ? (column & -16) + half * 8 + (column & 8) / 2 : column + half * 4;
+                return p->partial + (Len)(first_row + row) * channels + group * p->columns + first_column + at;
             };
             give<Tile, T>(tile, (float *)shared, rows, columns, [&](int row, int column, Values<T> &values) {
-                values.write(partial(row, column) + lane * size, min(columns - column, CHUNK<T>), false);
+#pragma unroll
+                for (int h = 0; h < CHUNK<T> / GROUP; h++) {
+                    Group g = {values.v[4 * h], values.v[4 * h + 1], values.v[4 * h + 2], values.v[4 * h + 3]};
+                    store(partial(row, column, h) + lane * size, g, min(columns - column - 4 * h, GROUP));
+                }
             });
             if (!is_last_block(p->counters + tile_number(group), p->lanes)) return;
             each_piece<Tile, T>([&](int row, int column) {
                 if (row >= rows || column >= columns) return;
                 Values<T> values;
                 values.clear();
-                for (int l = 0; l < p->lanes; l++)
-                    values.add(partial(row, column) + l * size, min(columns - column, CHUNK<T>));
+                for (int l = 0; l < p->lanes; l++) {
+#pragma unroll
+                    for (int h = 0; h < CHUNK<T> / GROUP; h++) {
+                        Group g = load(partial(row, column, h) + l * size, min(columns - column - 4 * h, GROUP));
+#pragma unroll
+                        for (int e = 0; e < GROUP; e++) values.v[4 * h + e] += g[e];
+                    }
+                }
                 add_up(row, column, values);
             });
             return;

@@ -294,7 +294,9 @@ template <class Tile, class Operands = BothColumns<Tile>> INLINE void outer(cons
     Word *turn = p.counters + 2 * tile_number(group) + 1;
     if (in_turn) await_turn(turn, lane);
     bool later = in_turn && lane > 0;
-    Len weights = (Len)channels * all, size = weights + channels;
+    // Rows of a lane's sums are filled up to whole 16 bytes.
+    int pitch = (all + GROUP - 1) / GROUP * GROUP;
+    Len weights = (Len)channels * pitch, size = weights + (channels + GROUP - 1) / GROUP * GROUP;
     float *partial = p.partial + lane * size;
     int first_out = group * p.c_out + first_row, rows = p.c_out - first_row, columns = all - first_column;
     if (with_bias) {
@@ -304,12 +306,12 @@ template <class Tile, class Operands = BothColumns<Tile>> INLINE void outer(cons
             else put(p.d_bias + first_out + row, sum, p.add_bias || later);
         });
     }
-    auto index = [&](int row, int column) { return (Len)(first_out + row) * all + first_column + column; };
+    auto index = [&](int row, int column, int pitch) { return (Len)(first_out + row) * pitch + first_column + column; };
     auto count = [&](int column) { return min(columns - column, CHUNK<float>); };
     if (p.d_weight) {
-        float *to = p.partial ? partial : (float *)p.d_weight;
         give<Tile, float>(tile, (float *)shared, rows, columns, [&](int row, int column, Values<float> &values) {
-            values.write(to + index(row, column), count(column), !p.partial && (p.add || later));
+            if (p.partial) values.write(partial + index(row, column, pitch), CHUNK<float>, false);
+            else values.write((float *)p.d_weight + index(row, column, all), count(column), p.add || later);
         });
     }
     if (in_turn) pass_turn(turn, lane, p.lanes);
@@ -326,7 +328,8 @@ template <class Tile, class Operands = BothColumns<Tile>> INLINE void outer(cons
         if (row >= rows || column >= columns) return;
         Values<float> values;
         values.clear();
-        for (int l = 0; l < p.lanes; l++) values.add(p.partial + l * size + index(row, column), count(column));
-        values.write((float *)p.d_weight + index(row, column), count(column), p.add);
+        for (int l = 0; l < p.lanes; l++)
+            values.add(p.partial + l * size + index(row, column, pitch), CHUNK<float>);
+        values.write((float *)p.d_weight + index(row, column, all), count(column), p.add);
     });
 }

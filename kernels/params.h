@@ -132,7 +132,8 @@ struct ConvGather {
 struct ConvOuter {
     void *d_weight;       /* [groups * c_out, kernel_taps, c_in] f32; null: skipped */
     float *d_bias;        /* [groups * c_out]; null: skipped */
-    float *partial;       /* [lanes][d_weight, d_bias]; null: lanes add in their turn */
+    float *partial;       /* [lanes][d_weight, d_bias], rows of d_weight and d_bias filled up
+                             to multiples of 4; null: lanes add in their turn */
     Word *counters;       /* two for each tile of results */
     const void *x;        /* [images, source, source, x_channels] */
     const void *x2;       /* as x with x2_channels, which follow x's; may be null */

@@ -26,6 +26,8 @@ const MOST_OUTER_LANES: usize = 24;
 const OUTER_LANE_PIXELS: usize = 8;
 /// Lanes that add in turn: each waits for those before it.
 const MOST_TURNS: usize = 6;
+/// Share of a weight gradient's time that a lane more is worth, at least.
+const TURN_COST: f64 = 0.02;
 /// Images for which the lanes' own sums shall take no more than a tenth of the bytes that a
 /// weight gradient reads and writes at least.
 const MANY_IMAGES: usize = 128;
@@ -400,26 +402,30 @@ impl Layer {
         let lanes = MULTIPROCESSORS.div_ceil(tiles).clamp(1, most);
         let elements = MANY_IMAGES * (oh * ow * op.c_out + op.h * op.w * op.c_in);
         let bytes = elements * self.arithmetic.bytes() + op.weight_len() * 4;
-        let apart = bytes / 10 / (4 * (op.weight_len() + op.c_out));
-        if lanes == 1 || tiles >= MULTIPROCESSORS {
-            Outer { lanes: 1, apart: false }
-        } else if apart >= lanes.min(MOST_TURNS + 2) {
-            Outer { lanes: lanes.min(apart), apart: true }
-        } else {
-            // The least number that leaves the fewest multiprocessors idle.
-            let blocks = |lanes: usize| lanes * tiles;
-            let idle = |lanes: usize| {
-                let rounds = blocks(lanes).div_ceil(MULTIPROCESSORS);
-                (rounds * MULTIPROCESSORS) as f64 / blocks(lanes) as f64
-            };
-            let best = (1..=most.min(MOST_TURNS)).min_by(|&a, &b| idle(a).total_cmp(&idle(b)));
-            Outer { lanes: best.unwrap_or(1), apart: false }
+        let apart = bytes / 10 / (4 * self.outer_lane_len());
+        if lanes > 1 && apart >= lanes.min(MOST_TURNS + 2) {
+            return Outer { lanes: lanes.min(apart), apart: true };
         }
+        // What leaves few multiprocessors idle, and makes few blocks wait.
+        let cost = |lanes: usize| {
+            let blocks = lanes * tiles;
+            let rounds = blocks.div_ceil(MULTIPROCESSORS) * MULTIPROCESSORS;
+            rounds as f64 / blocks as f64 + TURN_COST * lanes as f64
+        };
+        let best = (1..=most.min(MOST_TURNS)).min_by(|&a, &b| cost(a).total_cmp(&cost(b)));
+        Outer { lanes: best.unwrap_or(1), apart: false }
+    }
+
+    /// Floats of a lane's sums, rows filled up to whole 16 bytes.
+    fn outer_lane_len(&self) -> usize {
+        let op = &self.op;
+        let columns = op.kernel[0] * op.kernel[1] * op.c_in / op.options.groups;
+        op.c_out * columns.next_multiple_of(4) + op.c_out.next_multiple_of(4)
     }
 
     pub(super) fn outer_workspace_len(&self) -> usize {
         let outer = self.outer();
-        if outer.apart { outer.lanes * (self.op.weight_len() + self.op.c_out) } else { 0 }
+        if outer.apart { outer.lanes * self.outer_lane_len() } else { 0 }
     }
 
     pub(super) fn launch_outer(
