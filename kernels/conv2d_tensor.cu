@@ -30,10 +30,10 @@ ENTRY(conv2d_backward_data_bf16_32x32, ConvGather, 64) { gather<Small16, false>(
 ENTRY(conv2d_backward_data_bf16_narrow_128x16, ConvGather, 128) { gather<Narrow16, false, NARROW>(p); }
 ENTRY(conv2d_backward_data_bf16_few_128x128, ConvGather, 128) { gather_few<Large16, false>(p); }
 ENTRY(conv2d_backward_data_bf16_few_32x32, ConvGather, 64) { gather_few<Small16, false>(p); }
-ENTRY(conv2d_backward_data_bf16_scattered_32x32, ConvGather, 64) { gather<Small16, false, SCATTERED>(p); }
+ENTRY(conv2d_backward_data_bf16_scattered_32x32, ConvGather, 64, 8) { gather<Small16, false, SCATTERED>(p); }
 ENTRY(conv2d_backward_weight_bf16_128x128, ConvOuter, 128) { outer<Large16>(p); }
 ENTRY(conv2d_backward_weight_bf16_64x64, ConvOuter, 128) { outer<Medium16>(p); }
-ENTRY(conv2d_backward_weight_bf16_32x32, ConvOuter, 64) { outer<Small16>(p); }
+ENTRY(conv2d_backward_weight_bf16_32x32, ConvOuter, 64, 8) { outer<Small16>(p); }
 ENTRY(conv2d_backward_weight_bf16_inputs_128x32, ConvOuter, 128) { outer<Tall16, FewInputs<Tall16>>(p); }
 ENTRY(conv2d_backward_weight_bf16_outputs_16x128, ConvOuter, 128, 4) { outer<Flat16, FewOutputs<Flat16>>(p); }
 ENTRY(conv2d_backward_weight_bf16_scattered_32x32, ConvOuter, 64) { outer<Small16, OuterElements<Small16>>(p); }
