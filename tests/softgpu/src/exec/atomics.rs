@@ -200,6 +200,10 @@ impl Context<'_> {
                         }
                     }
                 }
+                if space == MemSpace::Global && self.orders(&op) {
+                    // Only now: whoever came before has published before its own operation.
+                    self.ordering.learn(a[lane as usize], &mut self.known);
+                }
             }
             let asked = bytes * u64::from(part.count_ones());
             let count = &mut self.accesses[index];
@@ -213,6 +217,11 @@ impl Context<'_> {
             }
         }
         Ok(())
+    }
+
+    /// Whether an atomic of global memory orders blocks.
+    fn orders(&self, op: &AtomOp) -> bool {
+        op.device && (self.fenced || op.ordered)
     }
 
     fn atomic_global(
@@ -236,8 +245,7 @@ impl Context<'_> {
             return Err(self.global_fault(warp.index, lane, address, bytes, pc));
         }
         let by = race::Accessor { strong: op.device, ..self.accessor };
-        if op.device && (self.fenced || op.ordered) {
-            self.ordering.learn(address, &mut self.known);
+        if self.orders(op) {
             self.ordering.publish(address, by.block, &self.known);
         }
         self.race_lane(warp.index, lane, address, bytes, false, by, pc)?;

@@ -31,6 +31,23 @@ fn saxpy_and_sums_match() {
     });
 }
 
+/// Blocks that count at the same moment: each has published its part before its own count.
+#[test]
+fn the_last_of_many_blocks_is_ordered_behind_all_others() {
+    each_build(|h| {
+        h.gpu.settings.threads = 4;
+        let (n, blocks) = (64, 64);
+        let x = h.upload(&vec![1f32; n]);
+        for _ in 0..50 {
+            let (total, done) = (h.alloc::<f32>(1), h.upload(&[0u32]));
+            let partial = h.alloc::<f32>(blocks as usize);
+            let args = Args::new().ptr(total).ptr(partial).ptr(done).ptr(x).int(n as i32);
+            h.launch("last_block_sum", blocks, 128, 0, &args);
+            assert_eq!(h.download::<f32>(total, 1), [n as f32]);
+        }
+    });
+}
+
 #[test]
 fn transposes_through_shared_memory_without_conflicts() {
     each_build(|h| {
