@@ -12,7 +12,7 @@
 //! - [`ancestral`], [`ddim`], [`reversal`], [`sde`], [`ode`], [`dpmpp`], [`unipc`]:
 //!   the builders. [`pc`], [`ald`], [`rk45`]: those with Langevin steps, and the one
 //!   whose steps every image chooses for itself.
-//! - [`run`]: the plan of a step and the loop over stages and batches.
+//! - [`run`]: the plan of a step (`plan`) and the loop over stages and batches.
 
 pub mod ald;
 pub mod ancestral;
@@ -24,6 +24,7 @@ mod nodes;
 pub mod ode;
 pub mod options;
 pub mod pc;
+mod plan;
 pub mod reversal;
 pub mod rk45;
 pub mod run;
