@@ -1,8 +1,9 @@
 //! Builds the CUDA kernels in, where nvcc and libclang are found.
 //!
 //! - `kernels/*.cu` become PTX for compute_80, which every card from there on can
-//!   run, and cubins for the architectures that `LANGEVIN_CUDA_ARCHS` names
-//!   (`80,86,90`). In parallel, and only what has changed.
+//!   run, and that PTX becomes machine code for the architectures that
+//!   `LANGEVIN_CUDA_ARCHS` names (`80,86,90`): what a card runs is what was tested as
+//!   PTX. In parallel, and only what has changed.
 //! - `kernels/params.h` becomes Rust structs (bindgen).
 //! - `ENTRY(name, Params, threads)` lines become a typed table of entries; that it
 //!   says what the PTX says is checked here, and that the structs have the size
@@ -26,7 +27,10 @@ type Outcome<T> = Result<T, String>;
 
 /// What the PTX is compiled for: the oldest architecture with bf16 tensor cores
 /// and asynchronous copies.
-const PTX_ARCH: &str = "80";
+const OLDEST_ARCH: u32 = 80;
+
+/// From this version on nvcc packs machine code into a tenth of its bytes.
+const PACKS_FROM: i32 = 12080;
 
 /// No contraction: the product's random numbers and its CPU agreement rest on
 /// each operation being rounded by itself. Kernels write `fmaf` where they want it.
@@ -68,35 +72,28 @@ fn build() -> Outcome<()> {
     headers.extend(files(&kernels, "cuh")?);
     bind(&kernels.join("params.h"), &out.join("params.rs"), &toolchain.libclang)?;
 
-    let archs = env::var("LANGEVIN_CUDA_ARCHS").unwrap_or_default();
-    let archs: Vec<&str> = archs.split(',').map(str::trim).filter(|a| !a.is_empty()).collect();
-    let mut targets: Vec<Target> = vec![Target::Ptx];
-    targets.extend(archs.iter().map(|a| Target::Cubin(a.to_string())));
-    let jobs: Vec<(&Path, &Target)> =
-        sources.iter().flat_map(|s| targets.iter().map(move |t| (s.as_path(), t))).collect();
-    let compiled =
-        in_parallel(&jobs, |(source, target)| toolchain.compile(source, &headers, target, &out))?;
+    let archs = archs(&env::var("LANGEVIN_CUDA_ARCHS").unwrap_or_default())?;
+    let ptx = in_parallel(&sources, |source| toolchain.ptx(source, &headers, &out))?;
+    let jobs: Vec<(&Path, &Arch)> =
+        ptx.iter().flat_map(|ptx| archs.iter().map(move |arch| (ptx.as_path(), arch))).collect();
+    let code = in_parallel(&jobs, |(ptx, arch)| toolchain.machine_code(ptx, arch, &out))?;
+    remove_others(&out, &ptx)?;
 
     let mut table = String::new();
     let mut entries = String::new();
-    for (module, source) in sources.iter().enumerate() {
-        let of_source = &compiled[module * targets.len()..][..targets.len()];
-        let ptx = fs::read_to_string(&of_source[0]).map_err(|e| e.to_string())?;
-        declare_entries(source, module, &ptx, &mut entries)?;
+    for (module, (source, ptx)) in sources.iter().zip(&ptx).enumerate() {
+        let text = fs::read_to_string(ptx).map_err(|e| e.to_string())?;
+        declare_entries(source, module, &text, &mut entries)?;
+        let of_source = &code[module * archs.len()..][..archs.len()];
         let name = stem(source);
-        write!(
-            table,
-            "    Image {{ name: {name:?}, ptx: include_str!({:?}), cubins: &[",
-            of_source[0]
-        )
-        .and_then(|()| {
-            of_source[1..].iter().zip(&archs).try_for_each(|(path, arch)| {
-                let number: String = arch.chars().filter(char::is_ascii_digit).collect();
-                write!(table, "({number}, include_bytes!({path:?})), ")
+        write!(table, "    Image {{ name: {name:?}, ptx: include_str!({ptx:?}), cubins: &[")
+            .and_then(|()| {
+                of_source.iter().zip(&archs).try_for_each(|(path, arch)| {
+                    write!(table, "({}, include_bytes!({path:?})), ", arch.number)
+                })
             })
-        })
-        .and_then(|()| writeln!(table, "] }},"))
-        .map_err(|e| e.to_string())?;
+            .and_then(|()| writeln!(table, "] }},"))
+            .map_err(|e| e.to_string())?;
     }
     let text = format!(
         "/// The compiled kernels, one image a file of kernels/.\n\
@@ -158,9 +155,26 @@ fn declare_entries(source: &Path, module: usize, ptx: &str, text: &mut String) -
     Ok(())
 }
 
-enum Target {
-    Ptx,
-    Cubin(String),
+/// An architecture that machine code is made for.
+struct Arch {
+    /// As nvcc writes it: `90`, `90a`.
+    name: String,
+    /// Ten times the major version of the compute capability, and the minor one.
+    number: u32,
+}
+
+/// The architectures of a list like `80,86,90`.
+fn archs(list: &str) -> Outcome<Vec<Arch>> {
+    let arch = |name: &str| {
+        let number = name.trim_end_matches(|c: char| c.is_ascii_lowercase()).parse();
+        match number {
+            Ok(number) if number >= OLDEST_ARCH => Ok(Arch { name: name.to_string(), number }),
+            _ => Err(format!(
+                "LANGEVIN_CUDA_ARCHS={list}: `{name}` is not an architecture from {OLDEST_ARCH} on"
+            )),
+        }
+    };
+    list.split(',').map(str::trim).filter(|name| !name.is_empty()).map(arch).collect()
 }
 
 struct Toolchain {
@@ -218,34 +232,39 @@ impl Toolchain {
         Ok(Toolchain { nvcc, libclang, version: major * 1000 + minor * 10 })
     }
 
-    /// Compiles one source, unless the same text was compiled before.
-    fn compile(
-        &self,
-        source: &Path,
-        headers: &[PathBuf],
-        target: &Target,
-        out: &Path,
-    ) -> Outcome<PathBuf> {
+    /// The PTX of one source.
+    fn ptx(&self, source: &Path, headers: &[PathBuf], out: &Path) -> Outcome<PathBuf> {
         let mut hasher = DefaultHasher::new();
         for file in headers.iter().map(PathBuf::as_path).chain([source]) {
             fs::read(file).map_err(|e| format!("{}: {e}", file.display()))?.hash(&mut hasher);
         }
         (self.version, FLAGS).hash(&mut hasher);
-        let (arguments, suffix) = match target {
-            Target::Ptx => (vec!["-ptx".into(), format!("-arch=compute_{PTX_ARCH}")], "ptx".into()),
-            Target::Cubin(arch) => {
-                (vec!["-cubin".into(), format!("-arch=sm_{arch}")], format!("sm_{arch}.cubin"))
-            }
+        let result = out.join(format!("{}-{:016x}.ptx", stem(source), hasher.finish()));
+        let arch = format!("-arch=compute_{OLDEST_ARCH}");
+        self.compile(source, &result, &[&["-ptx", &arch][..], &FLAGS].concat())
+    }
+
+    /// The machine code that PTX becomes on one architecture: a fat binary that holds
+    /// it packed, or a plain cubin.
+    fn machine_code(&self, ptx: &Path, arch: &Arch, out: &Path) -> Outcome<PathBuf> {
+        let result = out.join(format!("{}.sm_{}", stem(ptx), arch.name));
+        let code = format!("-gencode=arch=compute_{OLDEST_ARCH},code=sm_{}", arch.name);
+        let form = match self.version >= PACKS_FROM {
+            true => &["-fatbin", "--compress-mode=size"][..],
+            false => &["-cubin"],
         };
-        let key = hasher.finish();
-        let result = out.join(format!("{}-{key:016x}.{suffix}", stem(source)));
+        self.compile(ptx, &result, &[form, &[&code, "--fmad=false"]].concat())
+    }
+
+    /// Runs nvcc, unless the file is there: its name tells what it was made of.
+    fn compile(&self, source: &Path, result: &Path, arguments: &[&str]) -> Outcome<PathBuf> {
         if result.exists() {
-            return Ok(result);
+            return Ok(result.to_path_buf());
         }
-        let partial = out.join(format!("{}.{suffix}.partial", stem(source)));
+        let mut partial = result.as_os_str().to_owned();
+        partial.push(".partial");
         let said = Command::new(&self.nvcc)
             .args(arguments)
-            .args(FLAGS)
             .arg("-o")
             .arg(&partial)
             .arg(source)
@@ -255,9 +274,22 @@ impl Toolchain {
             let text = String::from_utf8_lossy(&said.stderr);
             return Err(format!("nvcc refuses {}:\n{text}", source.display()));
         }
-        fs::rename(&partial, &result).map_err(|e| e.to_string())?;
-        Ok(result)
+        fs::rename(&partial, result).map_err(|e| e.to_string())?;
+        Ok(result.to_path_buf())
     }
+}
+
+/// Removes what earlier texts of the sources were compiled to.
+fn remove_others(out: &Path, ptx: &[PathBuf]) -> Outcome<()> {
+    let listing = fs::read_dir(out).map_err(|e| format!("{}: {e}", out.display()))?;
+    for path in listing.flatten().map(|f| f.path()) {
+        let extension = path.extension().map(|e| e.to_string_lossy().into_owned());
+        let is_code = extension.is_some_and(|e| e == "ptx" || e.starts_with("sm_"));
+        if is_code && ptx.iter().all(|ptx| ptx.file_stem() != path.file_stem()) {
+            fs::remove_file(&path).map_err(|e| format!("{}: {e}", path.display()))?;
+        }
+    }
+    Ok(())
 }
 
 fn has_libclang(folder: &Path) -> bool {

@@ -12,6 +12,7 @@ mod golden;
 mod gpu;
 mod graphs;
 mod kernels;
+mod machine_code;
 #[cfg(langevin_cuda)]
 mod precision;
 

@@ -314,21 +314,26 @@ impl Device {
         Ok(slot.get().expect("just set"))
     }
 
-    /// The machine code for this card, or the PTX where there is none or the driver
-    /// refuses it.
-    fn load(&self, image: &Image) -> Result<Arc<CudaModule>> {
-        let best = best_cubin(image.cubins, self.shared.capability);
-        if let Some(cubin) = best {
+    /// Loads the machine code for this card, or the PTX where there is none or the
+    /// driver refuses it.
+    ///
+    /// # Errors
+    /// Failures of the driver other than a refusal, and a refusal of the PTX too.
+    pub fn load(&self, image: &Image) -> Result<Arc<CudaModule>> {
+        let failed = |e, refusal: &str| {
+            let what = format!("cannot load the kernels of `{}`", image.name);
+            device_error(self.shared.ordinal, say(&what, e) + refusal)
+        };
+        let mut refusal = String::new();
+        if let Some(cubin) = best_cubin(image.cubins, self.shared.capability) {
             match self.context.load_module(Ptx::from_binary(cubin.to_vec())) {
                 Ok(module) => return Ok(module),
-                Err(DriverError(sys::cudaError_enum::CUDA_ERROR_NO_BINARY_FOR_GPU)) => {}
-                Err(e) => return Err(self.failed("cannot load the kernels")(e)),
+                Err(e) if is_refusal(e) => refusal = say("; machine code for it", e),
+                Err(e) => return Err(failed(e, "")),
             }
         }
-        self.context.load_module(Ptx::from_src(image.ptx)).map_err(|e| {
-            let what = format!("cannot load the kernels of `{}`", image.name);
-            device_error(self.shared.ordinal, say(&what, e))
-        })
+        let ptx = self.context.load_module(Ptx::from_src(image.ptx));
+        ptx.map_err(|e| failed(e, &refusal))
     }
 }
 
@@ -341,6 +346,13 @@ fn cleared_counters(
     // SAFETY: the allocation has that many bytes.
     unsafe { result::memset_d8_async(memory.address(), 0, memory.bytes(), stream.cu_stream()) }?;
     Ok(memory)
+}
+
+/// Whether a driver says that machine code is not for its card, or of a form that it
+/// does not know: it may still compile the PTX.
+fn is_refusal(DriverError(code): DriverError) -> bool {
+    use sys::cudaError_enum as error;
+    matches!(code, error::CUDA_ERROR_NO_BINARY_FOR_GPU | error::CUDA_ERROR_INVALID_IMAGE)
 }
 
 /// The machine code that a card of this capability runs best: code runs on the minor

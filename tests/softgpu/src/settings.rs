@@ -46,6 +46,8 @@ pub struct Settings {
     pub report: Option<PathBuf>,
     /// SOFTGPU_CC as major, minor
     pub compute: (u32, u32),
+    /// SOFTGPU_DRIVER: the CUDA version that the driver claims to be for, 13000 for 13.0
+    pub driver: i32,
     /// SOFTGPU_MEMORY
     pub memory: u64,
     /// SOFTGPU_FAULT
@@ -64,6 +66,7 @@ impl Default for Settings {
             asynchrony: AsyncMode::Late,
             report: None,
             compute: (8, 0),
+            driver: 13000,
             memory: 8 << 30,
             faults: Vec::new(),
             max_steps: 2_000_000_000,
@@ -102,13 +105,21 @@ impl Settings {
         s.report = get("SOFTGPU_REPORT").filter(|v| !v.is_empty()).map(PathBuf::from);
         if let Some(v) = get("SOFTGPU_CC") {
             s.compute = match v.as_str() {
+                "7.5" => (7, 5),
                 "8.0" => (8, 0),
                 "8.6" => (8, 6),
                 "8.9" => (8, 9),
                 "9.0" => (9, 0),
+                "10.0" => (10, 0),
                 "12.0" => (12, 0),
-                _ => return Err(format!("SOFTGPU_CC={v}: expected 8.0, 8.6, 8.9, 9.0 or 12.0")),
+                _ => {
+                    let all = "7.5, 8.0, 8.6, 8.9, 9.0, 10.0 or 12.0";
+                    return Err(format!("SOFTGPU_CC={v}: expected {all}"));
+                }
             };
+        }
+        if let Some(v) = get("SOFTGPU_DRIVER") {
+            s.driver = v.parse().map_err(|_| format!("SOFTGPU_DRIVER={v}: expected a number"))?;
         }
         if let Some(v) = get("SOFTGPU_MEMORY") {
             s.memory = v.parse().map_err(|_| format!("SOFTGPU_MEMORY={v}: expected bytes"))?;

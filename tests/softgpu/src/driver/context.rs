@@ -6,9 +6,7 @@ use super::errors::{self, Code};
 use super::queue::Stream;
 use super::{CURRENT, DRIVER, Driver, Handle, LEGACY, enter, give, initialise, unsupported};
 use crate::finding::FindingKind;
-
-/// CUDA 13.0.
-const VERSION: c_int = 13000;
+use crate::settings::Settings;
 
 fn device(ordinal: c_int) -> Result<(), Code> {
     if ordinal == 0 { Ok(()) } else { Err(errors::INVALID_DEVICE) }
@@ -29,8 +27,10 @@ pub extern "C" fn cuInit(flags: c_uint) -> Code {
 /// `version` is valid for writing.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn cuDriverGetVersion(version: *mut c_int) -> Code {
+    // Answers before cuInit, which is who complains of malformed settings.
+    let settings = Settings::from_env().unwrap_or_default();
     // SAFETY: the caller's promise.
-    match unsafe { give(version, VERSION) } {
+    match unsafe { give(version, settings.driver) } {
         Ok(()) => 0,
         Err(code) => code,
     }

@@ -71,6 +71,8 @@ pub struct Driver {
     calls: HashMap<&'static str, u64>,
     /// Nodes of all graphs launched so far, by kind.
     graph_nodes: BTreeMap<&'static str, u64>,
+    /// Machine code that was offered and refused: the architecture it is for.
+    refused_code: Vec<u32>,
     ticket: u64,
     draws: u64,
 }
@@ -109,6 +111,7 @@ impl Driver {
             sticky: 0,
             calls: HashMap::new(),
             graph_nodes: BTreeMap::new(),
+            refused_code: Vec::new(),
             ticket: 0,
             draws: 0,
         };
@@ -151,6 +154,7 @@ impl Driver {
         let calls: BTreeMap<_, _> = self.calls.iter().collect();
         report["calls"] = serde_json::json!(calls);
         report["graph_nodes"] = serde_json::json!(self.graph_nodes);
+        report["refused_code"] = serde_json::json!(self.refused_code);
         report
     }
 

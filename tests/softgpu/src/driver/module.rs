@@ -14,6 +14,24 @@ const FATBIN_WRAPPER: u32 = 0x4662_43b1;
 const JIT_ERROR_LOG: c_uint = 5;
 const JIT_ERROR_LOG_BYTES: c_uint = 6;
 
+/// The architecture that machine code is for: 90 for sm_90.
+///
+/// # Safety
+/// `image` is an ELF file for a GPU, or a fat binary.
+unsafe fn architecture(image: *const c_void) -> u32 {
+    let word = |at: usize| {
+        // SAFETY: the headers of both are longer.
+        unsafe { image.byte_add(at).cast::<u32>().read_unaligned() }
+    };
+    match word(0) {
+        // Of e_flags the second byte; the first one before the eighth version of the ABI.
+        ELF if word(8) & 0xff >= 8 => word(48) >> 8 & 0xff,
+        ELF => word(48) & 0xff,
+        // A header of that many bytes, then that of the first entry.
+        _ => word((word(4) >> 16) as usize + 28),
+    }
+}
+
 impl Driver {
     /// Loads PTX text; binaries are refused as a card of another architecture would.
     fn load(&mut self, image: *const c_void) -> Result<Handle, (Code, String)> {
@@ -23,6 +41,9 @@ impl Driver {
         // SAFETY: a module image has at least four bytes, and text ends in NUL.
         let bytes = unsafe {
             let magic = image.cast::<u32>().read_unaligned();
+            if matches!(magic, ELF | FATBIN) {
+                self.refused_code.push(architecture(image));
+            }
             if matches!(magic, ELF | FATBIN | FATBIN_WRAPPER) {
                 let text = "a binary for a GPU; softgpu takes PTX".to_string();
                 return Err((errors::NO_BINARY_FOR_GPU, text));

@@ -83,6 +83,7 @@ impl Context<'_> {
         // SAFETY: enter sized the frames this path runs in, and nothing here grows them except
         // calls, after which the loop is left.
         let mut r = unsafe { warp.regs().add(warp.paths[at].base as usize) };
+        // SAFETY: the same of the predicates.
         let mut p = unsafe { warp.preds.as_mut_ptr().add(warp.paths[at].pred_base as usize) };
         let started = *turn;
         macro_rules! leave {
@@ -371,6 +372,7 @@ impl Context<'_> {
                         self.builtin(warp, r, k, m, pc)?;
                         // SAFETY: the frames did not move; recomputed for the borrow's sake.
                         r = unsafe { warp.regs().add(warp.paths[at].base as usize) };
+                        // SAFETY: the same of the predicates.
                         p = unsafe {
                             warp.preds.as_mut_ptr().add(warp.paths[at].pred_base as usize)
                         };
