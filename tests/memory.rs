@@ -5,7 +5,7 @@
 use std::alloc::{GlobalAlloc, Layout, System};
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 
-use langevin::backend::cpu::Cpu;
+use langevin::backend::{Devices, Precision};
 use langevin::config::{self, Config};
 use langevin::train::{Request, train};
 
@@ -52,7 +52,8 @@ fn the_printed_memory_need_is_within_5_percent_of_the_bytes_allocated() {
     let before = NOW.load(Ordering::SeqCst);
     PEAK.store(before, Ordering::SeqCst);
     let request = Request { config, out, resume: false, init: None, stop: &stop };
-    let summary = train(Box::new(Cpu::new(2)), request, &mut |_| {}).expect("trains");
+    let cpu = Devices::cpu(Precision::F32, 2).expect("f32");
+    let summary = train(cpu, request, &mut |_| {}).expect("trains");
     let allocated = PEAK.load(Ordering::SeqCst) - before;
     let printed = summary.memory.total();
     let ratio = allocated as f64 / printed as f64;

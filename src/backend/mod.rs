@@ -6,9 +6,11 @@
 
 pub mod cpu;
 pub mod cuda;
+mod devices;
 mod engine;
 
 pub use crate::plan::precision::Precision;
+pub use devices::Devices;
 pub use engine::{Engine, Loaded, Requirement, WeightSet, human_bytes};
 
 use std::sync::atomic::{AtomicU64, Ordering};

@@ -416,44 +416,47 @@ pub fn run(args: EditArgs, global: &Global) -> Result<()> {
     };
     let start_std = invert::start_std(&drawing.setup)?;
     let arena_len = model.parameters.arena_len();
-    let mut engine = Engine::new(global.backend()?, arena_len, false)?;
-    let (arena, report) = model.weights(args.weights)?;
-    if !global.json {
-        eprintln!("{report}");
-    }
-    engine.set_arena(Space::Parameters, &arena)?;
-    drop(arena);
-    let mut editor =
-        Editor { args: &args, drawing, engine, arena_len, classes, null_class, evaluations: 0 };
     let began = Instant::now();
-    let mut noise = None;
-    let edited = match args.method {
-        Method::Repaint => editor.repaint(&images, count)?,
-        Method::Sdedit => editor.sdedit(&images, count)?,
-        Method::Dps => editor.dps(&images, count)?,
-        Method::Invert => {
-            let originals = images.turns(args.first, count);
-            let found = editor.invert(&originals, count)?;
-            let again = editor.back(&found, count)?;
-            noise = Some(found.iter().map(|x| x / start_std as f32).collect());
-            again
+    let (edited, noise, evaluations) = global.on_device(|backend| {
+        let mut engine = Engine::new(backend, arena_len, false)?;
+        let (arena, report) = model.weights(args.weights)?;
+        if !global.json {
+            eprintln!("{report}");
         }
-        Method::Interpolate => {
-            let ends = images.turns(0, 2);
-            if images.shape[0] != 2 {
-                return Err(Error::Usage(format!(
-                    "--method interpolate takes 2 images, not {}",
-                    images.shape[0]
-                )));
+        engine.set_arena(Space::Parameters, &arena)?;
+        drop(arena);
+        let (args, drawing, classes) = (&args, drawing.clone(), classes.clone());
+        let mut editor =
+            Editor { args, drawing, engine, arena_len, classes, null_class, evaluations: 0 };
+        let mut noise = None;
+        let edited = match args.method {
+            Method::Repaint => editor.repaint(&images, count)?,
+            Method::Sdedit => editor.sdedit(&images, count)?,
+            Method::Dps => editor.dps(&images, count)?,
+            Method::Invert => {
+                let originals = images.turns(args.first, count);
+                let found = editor.invert(&originals, count)?;
+                let again = editor.back(&found, count)?;
+                noise = Some(found.iter().map(|x| x / start_std as f32).collect());
+                again
             }
-            let found = editor.invert(&ends, 2)?;
-            let (a, b) = found.split_at(h * w * c);
-            let at = |i: usize| i as f64 / (args.frames - 1) as f64;
-            let between: Vec<f32> = (0..args.frames).flat_map(|i| slerp(a, b, at(i))).collect();
-            editor.back(&between, args.frames)?
-        }
-    };
-    let evaluations = editor.evaluations;
+            Method::Interpolate => {
+                let ends = images.turns(0, 2);
+                if images.shape[0] != 2 {
+                    return Err(Error::Usage(format!(
+                        "--method interpolate takes 2 images, not {}",
+                        images.shape[0]
+                    )));
+                }
+                let found = editor.invert(&ends, 2)?;
+                let (a, b) = found.split_at(h * w * c);
+                let at = |i: usize| i as f64 / (args.frames - 1) as f64;
+                let between: Vec<f32> = (0..args.frames).flat_map(|i| slerp(a, b, at(i))).collect();
+                editor.back(&between, args.frames)?
+            }
+        };
+        Ok((edited, noise, editor.evaluations))
+    })?;
     let seconds = began.elapsed().as_secs_f64();
     let count = edited.len() / (h * w * c);
     let written = write(&args, &edited, noise, [count, h, w, c])?;

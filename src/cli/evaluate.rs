@@ -347,9 +347,11 @@ fn inception_features(
     global: &Global,
 ) -> Result<Features> {
     let bar = Progress::new("inception", images.shape[0] as u64, 0);
-    let backend = Global { precision: Precision::F32, ..global.clone() }.backend()?;
+    let global = Global { precision: Precision::F32, ..global.clone() };
     let mut progress = |done| bar.update(done as u64, what);
-    let values = network.features(backend, &images.values, images.shape, &mut progress)?;
+    let values = global.on_device(|backend| {
+        network.features(backend, &images.values, images.shape, &mut progress)
+    })?;
     bar.finish();
     Features::new(what, &values, FEATURES)
 }

@@ -35,16 +35,17 @@ pub fn run(args: InfoArgs, global: &Global) -> Result<()> {
     if !(1..=MAX_BATCH).contains(&args.batch) {
         return Err(langevin::Error::Usage(format!("--batch takes 1 to {MAX_BATCH}")));
     }
-    let backend = global.backend()?;
-    let device = device(backend.as_ref());
     let kernels = json!({ "cpu": true, "cuda": cuda::built().is_ok() });
-    let facts = match &args.model {
-        None => json!({ "device": device, "kernels": kernels }),
-        Some(path) => {
-            let model = model_facts(path, &args, backend)?;
-            json!({ "device": device, "kernels": kernels, "model": model })
-        }
-    };
+    let facts = global.on_device(|backend| {
+        let device = device(backend.as_ref());
+        Ok(match &args.model {
+            None => json!({ "device": device, "kernels": kernels }),
+            Some(path) => {
+                let model = model_facts(path, &args, backend)?;
+                json!({ "device": device, "kernels": kernels, "model": model })
+            }
+        })
+    })?;
     match global.json {
         true => output::json(&facts),
         false => output::line(&text(&facts)),

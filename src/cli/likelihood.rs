@@ -201,31 +201,33 @@ pub fn run(args: LikelihoodArgs, global: &Global) -> Result<()> {
         }),
         products: args.method == Method::Ode,
     };
-    let engine = Engine::new(global.backend()?, 0, false)?;
-    let prepared = asking.prepare(&engine)?;
-    let need = prepared.requirement(model.parameters.arena_len());
-    engine.check(&need, "lower --batch")?;
-    let mut engine = Engine::new(engine.into_backend(), model.parameters.arena_len(), false)?;
-    let (arena, report) = model.weights(args.weights)?;
-    if !global.json {
-        eprintln!("{report}");
-        eprintln!("memory {}", human_bytes(need.total() as u64));
-    }
-    engine.set_arena(Space::Parameters, &arena)?;
-    drop(arena);
-    let mut ask = prepared.load(&mut engine, WeightSet::Raw)?;
-    let began = Instant::now();
-    let bar = Progress::new("likelihood", args.count as u64, 0);
-    let mut watch = |done: usize, _: usize| {
-        bar.update(done as u64, "");
-        Ok(())
-    };
-    let mut facts = match args.method {
-        Method::Ode => by_ode(&args, &model, &images, &mut ask, &mut watch)?,
-        Method::Vlb => by_bound(&args, &model, &images, &mut ask, &mut watch)?,
-    };
-    bar.finish();
-    let seconds = began.elapsed().as_secs_f64();
+    let (mut facts, seconds) = global.on_device(|backend| {
+        let engine = Engine::new(backend, 0, false)?;
+        let prepared = asking.prepare(&engine)?;
+        let need = prepared.requirement(model.parameters.arena_len());
+        engine.check(&need, "lower --batch")?;
+        let mut engine = Engine::new(engine.into_backend(), model.parameters.arena_len(), false)?;
+        let (arena, report) = model.weights(args.weights)?;
+        if !global.json {
+            eprintln!("{report}");
+            eprintln!("memory {}", human_bytes(need.total() as u64));
+        }
+        engine.set_arena(Space::Parameters, &arena)?;
+        drop(arena);
+        let mut ask = prepared.load(&mut engine, WeightSet::Raw)?;
+        let began = Instant::now();
+        let bar = Progress::new("likelihood", args.count as u64, 0);
+        let mut watch = |done: usize, _: usize| {
+            bar.update(done as u64, "");
+            Ok(())
+        };
+        let facts = match args.method {
+            Method::Ode => by_ode(&args, &model, &images, &mut ask, &mut watch)?,
+            Method::Vlb => by_bound(&args, &model, &images, &mut ask, &mut watch)?,
+        };
+        bar.finish();
+        Ok((facts, began.elapsed().as_secs_f64()))
+    })?;
     if global.json {
         facts.json["images"] = args.count.into();
         facts.json["dimensions"] = len.into();

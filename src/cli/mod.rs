@@ -16,9 +16,7 @@ mod train;
 use std::path::PathBuf;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
-use langevin::backend::cpu::Cpu;
-use langevin::backend::cuda;
-use langevin::backend::{Backend, Precision};
+use langevin::backend::{Backend, Devices, Precision};
 use langevin::{Error, Result};
 
 /// Trains, samples and scores diffusion models: one binary, no Python.
@@ -43,7 +41,8 @@ pub struct Cli {
 /// Flags that every command takes.
 #[derive(Args, Debug, Clone)]
 pub struct Global {
-    /// Where to compute: auto takes CUDA when a driver and a device answer, else the CPU
+    /// Where to compute. auto takes CUDA where a driver and a device answer and the device has
+    /// memory and kernels for the run, else the CPU, and says which and why; cuda takes no other
     #[arg(long, global = true, default_value = "auto", value_name = "auto|cpu|cuda|cuda:N")]
     pub device: String,
     /// Of the network's arithmetic; tf32 and bf16 on CUDA alone. Weights and sums are f32
@@ -187,28 +186,14 @@ impl Cli {
 }
 
 impl Global {
-    /// The backend that `--device` names; says which was taken for `auto`.
-    pub fn backend(&self) -> Result<Box<dyn Backend>> {
+    /// The devices that `--device` names.
+    pub fn devices(&self) -> Result<Devices> {
         match self.device.as_str() {
-            "auto" => {
-                let (backend, why) = match cuda::open(0, self.precision) {
-                    Ok(backend) => (backend, String::new()),
-                    Err(error) => {
-                        let why = format!("; {error}");
-                        (self.cpu(&why)?, why)
-                    }
-                };
-                if !self.json {
-                    let info = backend.info();
-                    let (name, precision) = (info.name, info.precision);
-                    eprintln!("device: {name} ({}), {precision}{why}", info.description);
-                }
-                Ok(backend)
-            }
-            "cpu" => self.cpu(""),
-            "cuda" => cuda::open(0, self.precision),
+            "auto" => Devices::best(self.precision, self.threads),
+            "cpu" => Devices::cpu(self.precision, self.threads),
+            "cuda" => Devices::cuda(0, self.precision),
             name => match name.strip_prefix("cuda:").and_then(|n| n.parse().ok()) {
-                Some(ordinal) => cuda::open(ordinal, self.precision),
+                Some(ordinal) => Devices::cuda(ordinal, self.precision),
                 None => Err(Error::Usage(format!(
                     "--device takes auto, cpu, cuda or cuda:N, not `{name}`"
                 ))),
@@ -216,15 +201,14 @@ impl Global {
         }
     }
 
-    /// The CPU, which computes in f32 alone; `why` it is asked for, or nothing.
-    fn cpu(&self, why: &str) -> Result<Box<dyn Backend>> {
-        if self.precision != Precision::F32 {
-            return Err(Error::Usage(format!(
-                "--precision {} needs CUDA, and the CPU computes in f32 alone: use --device cuda, or \
-                 --precision f32{why}",
-                self.precision
-            )));
-        }
-        Ok(Box::new(Cpu::new(self.threads)))
+    /// Does something on the device that `--device` names, or on the best one that can; says
+    /// which where it was not named.
+    pub fn on_device<T>(&self, work: impl FnMut(Box<dyn Backend>) -> Result<T>) -> Result<T> {
+        let mut say = |text: &str| {
+            if !self.json {
+                eprintln!("{text}");
+            }
+        };
+        self.devices()?.take(&mut say, work)
     }
 }

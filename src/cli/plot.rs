@@ -2,7 +2,7 @@
 
 use clap::ValueEnum;
 use langevin::Result;
-use langevin::backend::{Engine, WeightSet};
+use langevin::backend::{Backend, Engine, WeightSet};
 use langevin::data::{DataOptions, Dataset};
 use langevin::diffusion::sampler::run::Samples;
 use langevin::picture::{Field, field_png, scatter_png, trajectory_png};
@@ -53,7 +53,11 @@ pub fn of_samples(plot: Plot, model: &Model, samples: &Samples) -> Vec<u8> {
 
 /// The score field of a network, whose weights are given.
 pub fn field(model: &Model, weights: &[f32], global: &Global) -> Result<Vec<u8>> {
-    let mut engine = Engine::new(global.backend()?, model.parameters.arena_len(), false)?;
+    global.on_device(|backend| field_on(model, weights, backend))
+}
+
+fn field_on(model: &Model, weights: &[f32], backend: Box<dyn Backend>) -> Result<Vec<u8>> {
+    let mut engine = Engine::new(backend, model.parameters.arena_len(), false)?;
     engine.set_arena(Space::Parameters, weights)?;
     let reference = reference(model, DENSITY_POINTS).unwrap_or_default();
     let process = &model.denoiser.process;

@@ -62,48 +62,53 @@ pub fn run(args: PredictArgs, global: &Global) -> Result<()> {
         Error::Usage(problem) => Error::content(&args.input, problem),
         other => other,
     };
-    // The need is known, and checked, before anything large is allocated.
-    let engine = Engine::new(global.backend()?, 0, false)?;
-    let gradients = args.gradients.is_some();
-    let need = requirement(&engine, &model.network, shape, gradients).map_err(of_file)?;
-    if !global.json {
-        eprintln!("{n} images; memory {}", human_bytes(need.total() as u64));
-    }
-    engine.check(&need, "put fewer images in a file")?;
-    let len = model.parameters.arena_len();
-    let mut engine = Engine::new(engine.into_backend(), len, gradients)?;
-    engine.set_arena(Space::Parameters, &arena)?;
-    let (prediction, loss) = match &args.gradients {
-        None => {
-            let network = &model.network;
-            let prediction = predict(&mut engine, network, WeightSet::Raw, shape, &x, &conditions);
-            (prediction.map_err(of_file)?, None)
+    let (prediction, loss) = global.on_device(|backend| {
+        // The need is known, and checked, before anything large is allocated.
+        let engine = Engine::new(backend, 0, false)?;
+        let gradients = args.gradients.is_some();
+        let need = requirement(&engine, &model.network, shape, gradients).map_err(of_file)?;
+        engine.check(&need, "put fewer images in a file")?;
+        if !global.json {
+            eprintln!("{n} images; memory {}", human_bytes(need.total() as u64));
         }
-        Some(path) => {
-            let (target_shape, target) = input.floats("target", axes)?;
-            if target_shape != out_shape {
-                return Err(Error::content(
-                    &args.input,
-                    format!("tensor `target` has shape {target_shape:?}, expected {out_shape:?}"),
-                ));
+        let len = model.parameters.arena_len();
+        let mut engine = Engine::new(engine.into_backend(), len, gradients)?;
+        engine.set_arena(Space::Parameters, &arena)?;
+        match &args.gradients {
+            None => {
+                let network = &model.network;
+                let prediction =
+                    predict(&mut engine, network, WeightSet::Raw, shape, &x, &conditions);
+                Ok((prediction.map_err(of_file)?, None))
             }
-            let target = nchw_to_nhwc(target, out_shape)?;
-            let network = &model.network;
-            let (prediction, gradients) =
-                predict_with_gradients(&mut engine, network, shape, &x, &conditions, &target)
-                    .map_err(of_file)?;
-            let mut named =
-                vec![("loss".to_string(), Tensor::f32(&[], vec![gradients.loss as f32])?)];
-            for p in model.parameters.entries.iter().filter(|p| p.trainable) {
-                let mut disk = vec![0f32; p.len()];
-                p.to_disk(&gradients.arena[p.offset..p.offset + p.len()], &mut disk);
-                named.push((p.name.clone(), Tensor::f32(&p.disk_shape, disk)?));
+            Some(path) => {
+                let (target_shape, target) = input.floats("target", axes)?;
+                if target_shape != out_shape {
+                    return Err(Error::content(
+                        &args.input,
+                        format!(
+                            "tensor `target` has shape {target_shape:?}, expected {out_shape:?}"
+                        ),
+                    ));
+                }
+                let target = nchw_to_nhwc(target, out_shape)?;
+                let network = &model.network;
+                let (prediction, gradients) =
+                    predict_with_gradients(&mut engine, network, shape, &x, &conditions, &target)
+                        .map_err(of_file)?;
+                let mut named =
+                    vec![("loss".to_string(), Tensor::f32(&[], vec![gradients.loss as f32])?)];
+                for p in model.parameters.entries.iter().filter(|p| p.trainable) {
+                    let mut disk = vec![0f32; p.len()];
+                    p.to_disk(&gradients.arena[p.offset..p.offset + p.len()], &mut disk);
+                    named.push((p.name.clone(), Tensor::f32(&p.disk_shape, disk)?));
+                }
+                let list: Vec<_> = named.iter().map(|(name, t)| (name.as_str(), t)).collect();
+                tensors::write(path, &list)?;
+                Ok((prediction, Some(gradients.loss)))
             }
-            let list: Vec<_> = named.iter().map(|(name, t)| (name.as_str(), t)).collect();
-            tensors::write(path, &list)?;
-            (prediction, Some(gradients.loss))
         }
-    };
+    })?;
     let prediction = Tensor::f32(&out_shape, nhwc_to_nchw(&prediction, out_shape)?)?;
     tensors::write(&args.output, &[("prediction", &prediction)])?;
     match (global.json, loss) {

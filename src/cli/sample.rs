@@ -4,7 +4,7 @@ use std::path::{Path, PathBuf};
 use std::time::Instant;
 
 use clap::Args;
-use langevin::backend::{Engine, Requirement, WeightSet, human_bytes};
+use langevin::backend::{Backend, Engine, Requirement, WeightSet, human_bytes};
 use langevin::checkpoint::atomic;
 use langevin::checkpoint::tensors::{self, Tensor, nchw_to_nhwc, nhwc_to_nchw};
 use langevin::config::{MAX_BATCH, SampleConfig};
@@ -12,7 +12,7 @@ use langevin::diffusion::sampler::run::{Request, Samples};
 use langevin::diffusion::sampler::{Kind, Options, Setup};
 use langevin::model::Conditioning;
 use langevin::plan::Space;
-use langevin::sample::Drawing;
+use langevin::sample::{Drawing, Ready};
 use langevin::train::progress::Progress;
 use langevin::{Error, Result, picture};
 
@@ -248,18 +248,6 @@ pub fn draw(args: &SampleArgs, model: &Model, global: &Global) -> Result<Drawn> 
     };
     let options = options(args, &config, kind, named)?;
 
-    let engine = Engine::new(global.backend()?, 0, false)?;
-    let [h, w, c] = image;
-    let drawn = (count as u64).checked_mul((h * w * c * 4 * 2) as u64);
-    let available = engine.backend().info().memory_bytes;
-    if drawn.is_none_or(|bytes| available > 0 && bytes > available) {
-        return Err(Error::Device {
-            device: engine.backend().info().name,
-            problem: format!(
-                "{count} images do not fit in memory together; draw them in parts with --first and --count"
-            ),
-        });
-    }
     let (classes, null_class) = classes(args, model, count)?;
     let noise = args.noise.as_ref().map(|path| read_noise(path, count, image)).transpose()?;
     let drawing = Drawing {
@@ -276,39 +264,9 @@ pub fn draw(args: &SampleArgs, model: &Model, global: &Global) -> Result<Drawn> 
         guidance: args.guidance,
         given_noise: noise.is_some(),
     };
-    let prepared = drawing.prepare(&engine)?;
-    let rows = prepared.sampler.noise_rows();
-    if let (Some(path), Some(noise)) = (&args.noise, &noise) {
-        let [h, w, c] = image;
-        let there = noise.z.as_ref().map_or(0, |z| z.len() / (count * h * w * c));
-        if there < rows {
-            return Err(Error::content(
-                path,
-                format!("tensor `z` has {there} rows; {} takes {rows}", prepared.sampler.name),
-            ));
-        }
-    }
-    for note in &prepared.sampler.notes {
-        say(format!("note: {note}"));
-    }
-    let len = model.parameters.arena_len();
-    let need = prepared.requirement(len);
-    let need = Requirement { staging: prepared.host_bytes(len, count), ..need };
-    engine.check(&need, "lower --batch")?;
-    let mut engine = Engine::new(engine.into_backend(), len, false)?;
-    let (arena, report) = model.weights(args.weights)?;
-    say(format!("{report}"));
-    say(format!(
-        "{} images by {}, {}; memory {}",
-        count,
-        prepared.sampler.name,
-        prepared.sampler.cost(),
-        human_bytes(need.total() as u64)
-    ));
-    engine.set_arena(Space::Parameters, &arena)?;
-    drop(arena);
-    let stages = (prepared.sampler.progress_steps(batch) * count.div_ceil(batch)) as u64;
-    let ready = prepared.load(&mut engine, WeightSet::Raw)?;
+    let Prepared { mut engine, ready, rows, stages, notes } = global
+        .on_device(|backend| prepare(args, model, &drawing, count, noise.as_ref(), backend))?;
+    notes.into_iter().for_each(say);
 
     let began = Instant::now();
     let bar = Progress::new("sample", stages, 0);
@@ -330,6 +288,72 @@ pub fn draw(args: &SampleArgs, model: &Model, global: &Global) -> Result<Drawn> 
     bar.finish();
     let seconds = began.elapsed().as_secs_f64();
     Ok(Drawn { samples, count, image, sampler: kind.name(), seconds })
+}
+
+/// A sampler on its device, and what is to be said of it.
+struct Prepared {
+    engine: Engine,
+    ready: Ready,
+    /// Rows of noise that its updates draw.
+    rows: usize,
+    /// Steps of the progress bar.
+    stages: u64,
+    notes: Vec<String>,
+}
+
+/// Checks what the drawing needs before anything large is allocated, and makes it ready.
+fn prepare(
+    args: &SampleArgs,
+    model: &Model,
+    drawing: &Drawing,
+    count: usize,
+    noise: Option<&Noise>,
+    backend: Box<dyn Backend>,
+) -> Result<Prepared> {
+    let engine = Engine::new(backend, 0, false)?;
+    let [h, w, c] = drawing.image;
+    let drawn = (count as u64).checked_mul((h * w * c * 4 * 2) as u64);
+    let available = engine.backend().info().memory_bytes;
+    if drawn.is_none_or(|bytes| available > 0 && bytes > available) {
+        return Err(Error::Device {
+            device: engine.backend().info().name,
+            problem: format!(
+                "{count} images do not fit in memory together; draw them in parts with --first and --count"
+            ),
+        });
+    }
+    let prepared = drawing.prepare(&engine)?;
+    let rows = prepared.sampler.noise_rows();
+    if let (Some(path), Some(noise)) = (&args.noise, noise) {
+        let there = noise.z.as_ref().map_or(0, |z| z.len() / (count * h * w * c));
+        if there < rows {
+            return Err(Error::content(
+                path,
+                format!("tensor `z` has {there} rows; {} takes {rows}", prepared.sampler.name),
+            ));
+        }
+    }
+    let mut notes: Vec<String> =
+        prepared.sampler.notes.iter().map(|note| format!("note: {note}")).collect();
+    let len = model.parameters.arena_len();
+    let need = prepared.requirement(len);
+    let need = Requirement { staging: prepared.host_bytes(len, count), ..need };
+    engine.check(&need, "lower --batch")?;
+    let mut engine = Engine::new(engine.into_backend(), len, false)?;
+    let (arena, report) = model.weights(args.weights)?;
+    notes.push(format!("{report}"));
+    notes.push(format!(
+        "{} images by {}, {}; memory {}",
+        count,
+        prepared.sampler.name,
+        prepared.sampler.cost(),
+        human_bytes(need.total() as u64)
+    ));
+    engine.set_arena(Space::Parameters, &arena)?;
+    let batches = count.div_ceil(drawing.batch);
+    let stages = (prepared.sampler.progress_steps(drawing.batch) * batches) as u64;
+    let ready = prepared.load(&mut engine, WeightSet::Raw)?;
+    Ok(Prepared { engine, ready, rows, stages, notes })
 }
 
 /// Finds out before hours of drawing that a result could not be written.

@@ -148,7 +148,7 @@ pub fn run(args: TrainArgs, global: &Global) -> Result<()> {
         Some(config) => config,
         None => args.fresh(&mut say)?,
     };
-    let backend = global.backend()?;
+    let devices = global.devices()?;
     let stop = Arc::new(AtomicBool::new(false));
     let asked = stop.clone();
     // A second Ctrl-C does not wait for the save.
@@ -166,7 +166,7 @@ pub fn run(args: TrainArgs, global: &Global) -> Result<()> {
         init: args.init,
         stop: &stop,
     };
-    let summary = train::train(backend, request, &mut say).map_err(|error| {
+    let summary = train::train(devices, request, &mut say).map_err(|error| {
         if let Error::Interrupted { .. } = error {
             eprintln!("go on with: langevin train --out {} --resume", args.out.display());
         }

@@ -16,7 +16,7 @@ use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Instant;
 
-use crate::backend::{Backend, Engine, Requirement, human_bytes};
+use crate::backend::{Backend, Devices, Engine, Requirement, human_bytes};
 use crate::checkpoint::atomic;
 use crate::checkpoint::training::RunDirectory;
 use crate::config::Config;
@@ -75,13 +75,14 @@ pub struct Summary {
 /// Something worth a line on the terminal.
 pub type Report<'a> = &'a mut dyn FnMut(&str);
 
-/// Trains; returns when `config.train.steps` are done, or with
+/// Trains on a backend, or on the best of some devices that has memory and kernels for the
+/// run; returns when `config.train.steps` are done, or with
 /// [`Error::Interrupted`] after a save when `stop` is set.
 ///
 /// # Errors
 /// Data, checkpoint, device and file errors; [`Error::NotFinite`] when the loss
 /// or the gradient norm is NaN or infinite: the last checkpoint stays.
-pub fn train(backend: Box<dyn Backend>, request: Request, say: Report) -> Result<Summary> {
+pub fn train(devices: impl Into<Devices>, request: Request, say: Report) -> Result<Summary> {
     let Request { config, out, resume, init, stop } = request;
     let dataset = open_data(&config)?;
     let network = config.model.clone();
@@ -96,17 +97,28 @@ pub fn train(backend: Box<dyn Backend>, request: Request, say: Report) -> Result
         say(&format!("removed `{}`, left over from an interrupted write", path.display()));
     }
 
-    // Plans are lowered, and the need checked, before anything large is allocated.
-    let engine = Engine::new(backend, 0, true)?;
     let image = [dataset.height(), dataset.width(), dataset.channels()];
-    let images = form_of(&dataset, engine.backend());
-    let programs =
-        StepPrograms::new(&engine, &network, &parameters, &config.train, &objective, images)?;
-    let grid = grid_drawing(&config, &network, image)?.prepare(&engine)?;
-    let mut all = programs.programs();
-    all.push(grid.program());
-    let requirement = Requirement::of(parameters.arena_len(), true, &all);
-    drop(grid);
+    let prepare = |backend| {
+        // Plans are lowered, and the need checked, before anything large is allocated.
+        let engine = Engine::new(backend, 0, true)?;
+        let images = form_of(&dataset, engine.backend());
+        let programs =
+            StepPrograms::new(&engine, &network, &parameters, &config.train, &objective, images)?;
+        let flops = programs.flops() * config.train.accumulation as u64;
+        let grid = grid_drawing(&config, &network, image)?.prepare(&engine)?;
+        let mut all = programs.programs();
+        all.push(grid.program());
+        let requirement = Requirement::of(parameters.arena_len(), true, &all);
+        drop(grid);
+        engine.check(&requirement, "lower train.batch and raise train.accumulation instead")?;
+        let mut engine = Engine::new(engine.into_backend(), parameters.arena_len(), true)?;
+        let step = programs.load(&mut engine)?;
+        if images.resident.is_some() {
+            engine.set_images(dataset.bytes())?;
+        }
+        Ok((engine, step, images, requirement, flops))
+    };
+    let (mut engine, step, images, requirement, flops) = devices.into().take(say, prepare)?;
     say(&format!(
         "{} images {}x{}x{}; {} parameters; {:.2} GFLOP a step; memory: {} (weights {}, optimizer \
          {}, packed weights {}, activations {}, images {}, checkpoints {})",
@@ -115,7 +127,7 @@ pub fn train(backend: Box<dyn Backend>, request: Request, say: Report) -> Result
         image[1],
         image[2],
         parameters.count(),
-        (programs.flops() * config.train.accumulation as u64) as f64 / 1e9,
+        flops as f64 / 1e9,
         human_bytes(requirement.total() as u64),
         human_bytes(requirement.weights as u64),
         human_bytes(requirement.optimizer as u64),
@@ -130,8 +142,6 @@ pub fn train(backend: Box<dyn Backend>, request: Request, say: Report) -> Result
             network.class_name()
         ));
     }
-    engine.check(&requirement, "lower train.batch and raise train.accumulation instead")?;
-    let mut engine = Engine::new(engine.into_backend(), parameters.arena_len(), true)?;
 
     let mut start = 0;
     let mut resumed = false;
@@ -166,10 +176,6 @@ pub fn train(backend: Box<dyn Backend>, request: Request, say: Report) -> Result
     }
     let n = config.train.batch;
     let image_len = dataset.image_len();
-    let step = programs.load(&mut engine)?;
-    if images.resident.is_some() {
-        engine.set_images(dataset.bytes())?;
-    }
     let mut batch = Batch::new(n, image_len);
     if images.resident.is_some() || images.levels > 0 {
         batch.x0 = Vec::new();
