@@ -1,5 +1,5 @@
 //! Calls single CUDA kernels from a program of its own: noises a batch, convolves it,
-//! normalises, and takes the gradient by the filter.
+//! normalises, takes the gradient by the filter, and convolves again in bf16.
 //!
 //! `cargo run --release --example kernels`, on a machine with an NVIDIA driver.
 
@@ -18,11 +18,13 @@ fn run() -> Result<(), Box<dyn std::error::Error>> {
 
 #[cfg(langevin_cuda)]
 fn run() -> Result<(), Box<dyn std::error::Error>> {
-    use langevin::kernels::Kernels;
-    use langevin::ops::conv2d::{ConvOptions, Padding};
+    use half::bf16;
+    use langevin::kernels::{Kernels, Output};
+    use langevin::ops::conv2d::{Conv2d, ConvOptions, Padding};
     use langevin::ops::noising::coefficient;
     use langevin::ops::norm::{Domain, NormOperands};
     use langevin::ops::pointwise::Activation;
+    use langevin::plan::DType;
     use langevin::random::image_keys;
 
     let k = Kernels::open(0)?;
@@ -54,5 +56,14 @@ fn run() -> Result<(), Box<dyn std::error::Error>> {
     println!("x_t      {:?}, mean {:.4}", x_t.shape(), mean(&k.download(&x_t)?));
     println!("y        {:?}, mean {:.4}", y.shape(), mean(&k.download(&y)?));
     println!("d_filter {:?}, mean {:.4}", d_filter.shape(), mean(&k.download(d_filter)?));
+
+    // One launch on tensors of the caller's own, in bf16 on tensor cores.
+    let x_t = k.run(&[&x_t], |plan, t| Ok(plan.cast(t[0], DType::BF16)))?;
+    let filter = k.upload_bf16(&[16, 3, 3, c], &vec![bf16::from_f32(0.1); 16 * 9 * c])?;
+    let mut y = k.zeros_of(&[n, h, w, 16], DType::BF16)?;
+    let conv = Conv2d { n, h, w, c_in: c, c_out: 16, kernel: [3, 3], options };
+    k.conv2d_forward(&conv, Output::write(&mut y), &x_t, &filter, None)?;
+    let y: Vec<f32> = k.download_bf16(&y)?.iter().map(|v| v.to_f32()).collect();
+    println!("in bf16  [{n}, {h}, {w}, 16], mean {:.4}", mean(&y));
     Ok(())
 }

@@ -6,62 +6,58 @@ use super::{DeviceTensor, Kernels, Output};
 use crate::error::Result;
 use crate::ops::{Op, empirical, loss, noising, optimizer, variational};
 
+/// What a batch is made of: clean images, or a set that `picks` chooses them from, one row of
+/// coefficients an image, and the keys of its noise. Shapes: [`Noising`](noising::Noising).
+#[derive(Clone, Copy, Debug)]
+pub struct Examples<'a> {
+    /// x_0 of every image, or the set.
+    pub images: &'a DeviceTensor,
+    /// Signal, std and weights of every image.
+    pub coefficients: &'a DeviceTensor,
+    /// Absent where a loss reads no noise.
+    pub keys: Option<&'a DeviceTensor>,
+    /// Which image of the set, mirrored or not.
+    pub picks: Option<&'a DeviceTensor>,
+}
+
 impl Kernels {
     /// `x_t = signal x_0 + std eps`, eps drawn from the keys; shapes: [`Noising`](noising::Noising).
-    #[allow(clippy::too_many_arguments)] // The operands of one equation.
     pub fn noising(
         &self,
         op: &noising::Noising,
         x_t: Output,
         x_0: Option<Output>,
-        images: &DeviceTensor,
-        coefficients: &DeviceTensor,
-        keys: &DeviceTensor,
-        picks: Option<&DeviceTensor>,
+        examples: Examples,
     ) -> Result<()> {
-        self.launch(
-            Op::Noising(*op),
-            vec![Some(x_t), x_0],
-            &[Some(images), Some(coefficients), Some(keys), picks],
-        )
+        let Examples { images, coefficients, keys, picks } = examples;
+        let inputs = [Some(images), Some(coefficients), keys, picks];
+        self.launch(Op::Noising(*op), vec![Some(x_t), x_0], &inputs)
     }
 
     /// Weighted squared error of every image; shapes: [`Loss`](loss::Loss).
-    #[allow(clippy::too_many_arguments)] // The operands of one equation.
     pub fn loss_forward(
         &self,
         op: &loss::Loss,
         loss: Output,
         prediction: &DeviceTensor,
-        images: &DeviceTensor,
-        coefficients: &DeviceTensor,
-        keys: Option<&DeviceTensor>,
-        picks: Option<&DeviceTensor>,
+        examples: Examples,
     ) -> Result<()> {
-        self.launch(
-            Op::Loss(*op),
-            vec![Some(loss)],
-            &[Some(prediction), Some(images), Some(coefficients), keys, picks],
-        )
+        let Examples { images, coefficients, keys, picks } = examples;
+        let inputs = [Some(prediction), Some(images), Some(coefficients), keys, picks];
+        self.launch(Op::Loss(*op), vec![Some(loss)], &inputs)
     }
 
     /// Gradient of the loss by the prediction; shapes: [`Loss`](loss::Loss).
-    #[allow(clippy::too_many_arguments)] // The operands of one equation.
     pub fn loss_backward(
         &self,
         op: &loss::Loss,
         d_prediction: Output,
         prediction: &DeviceTensor,
-        images: &DeviceTensor,
-        coefficients: &DeviceTensor,
-        keys: Option<&DeviceTensor>,
-        picks: Option<&DeviceTensor>,
+        examples: Examples,
     ) -> Result<()> {
-        self.launch(
-            Op::LossBackward(*op),
-            vec![Some(d_prediction)],
-            &[Some(prediction), Some(images), Some(coefficients), keys, picks],
-        )
+        let Examples { images, coefficients, keys, picks } = examples;
+        let inputs = [Some(prediction), Some(images), Some(coefficients), keys, picks];
+        self.launch(Op::LossBackward(*op), vec![Some(d_prediction)], &inputs)
     }
 
     /// A term of the variational bound of every image; shapes: [`Variational`](variational::Variational).

@@ -33,6 +33,25 @@
 //! assert_eq!(d[1].as_ref().map(|d| d.shape()), Some(w.shape()));
 //! # Ok::<(), langevin::Error>(())
 //! ```
+//! Ops that have kernels of bf16 take tensors of it, at the positions that their descriptors
+//! and [`precision`](crate::plan::precision) name, all of them or none; sums are f32 inside,
+//! and weights' gradients are f32. The results of [`Kernels::run`] and
+//! [`Kernels::gradients`] are of the type of what they are made of.
+//! ```no_run
+//! use half::bf16;
+//! use langevin::kernels::{Kernels, Output};
+//! use langevin::ops::linear::Linear;
+//! use langevin::plan::DType;
+//!
+//! let k = Kernels::open(0)?;
+//! let x = k.upload_bf16(&[16, 64], &[bf16::ONE; 1024])?;
+//! let w = k.upload_bf16(&[32, 64], &[bf16::from_f32(0.5); 2048])?;
+//! let mut y = k.zeros_of(&[16, 32], DType::BF16)?;
+//! let op = Linear { rows: 16, c_in: 64, c_out: 32 };
+//! k.linear_forward(&op, Output::write(&mut y), &x, &w, None)?;
+//! assert_eq!(k.download_bf16(&y)?[0].to_f32(), 32.0);
+//! # Ok::<(), langevin::Error>(())
+//! ```
 //! Launches do not wait for each other's results on the host; [`Kernels::download`]
 //! does, and a lookup, to report an index outside its table. The functions of
 //! [`backend::cpu`](crate::backend::cpu) are the same ops on slices of the host. A whole
@@ -45,10 +64,13 @@ mod layers;
 #[cfg(test)]
 mod names;
 mod samplers;
-mod signature;
+
+pub use diffusion::Examples;
 
 use std::cell::RefCell;
 use std::sync::Arc;
+
+use half::bf16;
 
 use crate::backend::Precision;
 use crate::backend::cuda::{Call, Device, Memory, launch_node, lower};
@@ -132,6 +154,11 @@ impl Kernels {
         self.upload_bytes(shape, DType::U32, values.len(), bytemuck::cast_slice(values))
     }
 
+    /// Copies bf16 values to the device.
+    pub fn upload_bf16(&self, shape: &[usize], values: &[bf16]) -> Result<DeviceTensor> {
+        self.upload_bytes(shape, DType::BF16, values.len(), bytemuck::cast_slice(values))
+    }
+
     fn upload_bytes(
         &self,
         shape: &[usize],
@@ -180,10 +207,24 @@ impl Kernels {
 
     /// Waits for everything before and copies f32 values back.
     pub fn download(&self, tensor: &DeviceTensor) -> Result<Vec<f32>> {
-        if tensor.dtype != DType::F32 {
-            return Err(Error::Usage("download takes tensors of f32".into()));
+        self.download_values(tensor, DType::F32)
+    }
+
+    /// Waits for everything before and copies bf16 values back.
+    pub fn download_bf16(&self, tensor: &DeviceTensor) -> Result<Vec<bf16>> {
+        self.download_values(tensor, DType::BF16)
+    }
+
+    fn download_values<T: bytemuck::Pod>(
+        &self,
+        tensor: &DeviceTensor,
+        dtype: DType,
+    ) -> Result<Vec<T>> {
+        if tensor.dtype != dtype {
+            let problem = format!("a tensor of {:?} is not downloaded as {dtype:?}", tensor.dtype);
+            return Err(Error::Usage(problem));
         }
-        let mut values = vec![0f32; tensor.shape.iter().product()];
+        let mut values = vec![T::zeroed(); tensor.shape.iter().product()];
         self.device.download(&tensor.memory, 0, bytemuck::cast_slice_mut(&mut values))?;
         Ok(values)
     }
@@ -201,6 +242,7 @@ impl Kernels {
         let mut plan = Plan::new();
         let mut bound = Bound::new(&mut plan, inputs);
         let y = build(&mut plan, &bound.ids())?;
+        plan.follow_types();
         let made = match plan.tensors.get(y.index()) {
             Some(t) if t.space == Space::Activations => self.allocate(&t.shape, t.dtype)?,
             _ => return Err(Error::Usage("run: the result is not what an op writes".into())),
@@ -211,7 +253,7 @@ impl Kernels {
         Ok(made)
     }
 
-    /// Gradients of `sum upstream y` by each f32 input, y as in [`Kernels::run`];
+    /// Gradients of `sum upstream y` by each input of f32 or bf16, y as in [`Kernels::run`];
     /// `None` for an input that y does not depend on differentiably.
     pub fn gradients(
         &self,
@@ -227,13 +269,15 @@ impl Kernels {
         let y = build(&mut plan, of)?;
         let shape = plan.shape(y).to_vec();
         plan.expect_shape("gradients", d_y, &shape)?;
-        let wanted = of.iter().copied().filter(|&t| plan.tensor(t).dtype == DType::F32);
-        let wanted: Vec<TensorId> = wanted.collect();
+        let is_float = |t: &TensorId| matches!(plan.tensor(*t).dtype, DType::F32 | DType::BF16);
+        let wanted: Vec<TensorId> = of.iter().copied().filter(is_float).collect();
         plan.derive(&[(y, Some(d_y))], Wrt::Tensors(wanted))?;
+        plan.follow_types();
         let gradients: Vec<Option<TensorId>> = of.iter().map(|&t| plan.gradient(t)).collect();
         let mut made = Vec::new();
         for d in &gradients {
-            made.push(d.map(|d| self.allocate(plan.shape(d), DType::F32)).transpose()?);
+            let of = d.map(|d| plan.tensor(d));
+            made.push(of.map(|of| self.allocate(&of.shape, of.dtype)).transpose()?);
         }
         for (d, tensor) in gradients.iter().zip(&made) {
             if let (Some(d), Some(tensor)) = (d, tensor) {
@@ -267,6 +311,7 @@ impl Kernels {
         if ids[..reads].iter().any(written) {
             return Err(Error::Usage("update: an op writes to a tensor given as input".into()));
         }
+        plan.follow_types();
         self.execute(plan, &bound)
     }
 
@@ -299,7 +344,16 @@ impl Kernels {
         // Whatever built the plan: ops touch their operands alone, and operands are these
         // tensors or intermediate results.
         bound.check(&plan)?;
-        plan.nodes.iter().try_for_each(|node| signature::check(&plan, node))?;
+        plan.check()?;
+        plan.check_indices()?;
+        plan.check_types()?;
+        for node in &plan.nodes {
+            let written: Vec<_> = node.outputs.iter().flatten().map(|w| w.tensor).collect();
+            if written.iter().enumerate().any(|(i, w)| written[..i].contains(w)) {
+                let problem = format!("{}: a tensor is written twice", node.op.name());
+                return Err(Error::Usage(problem));
+            }
+        }
         let lookup = plan.nodes.iter().rev().find_map(|node| match &node.op {
             Op::Lookup(op) => Some((op.rows, node.input(1))),
             Op::LookupBackward(op) => Some((op.rows, node.input(0))),

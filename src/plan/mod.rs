@@ -11,6 +11,8 @@ mod epilogues;
 pub mod memory;
 pub mod parameters;
 pub mod precision;
+mod signature;
+mod types;
 
 pub use derive::{Deriver, Wrt};
 pub use parameters::{DiskLayout, Init, Parameter, Parameters};

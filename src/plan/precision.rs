@@ -43,18 +43,18 @@ impl fmt::Display for Precision {
 
 /// The form of an op that takes bf16: all of these operands are, and no others.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-struct HalfForm {
+pub(super) struct HalfForm {
     /// Positions of inputs.
-    inputs: &'static [usize],
+    pub(super) inputs: &'static [usize],
     /// Positions of outputs.
-    outputs: &'static [usize],
+    pub(super) outputs: &'static [usize],
     /// Taken always, because it is faster by more than casts cost; else only where its
     /// operands are bf16 without it.
     always: bool,
 }
 
 /// The form of an op that takes bf16, if kernels have one.
-fn half_form(op: &Op) -> Option<HalfForm> {
+pub(super) fn half_form(op: &Op) -> Option<HalfForm> {
     let always = |inputs, outputs| Some(HalfForm { inputs, outputs, always: true });
     let along = |inputs, outputs| Some(HalfForm { inputs, outputs, always: false });
     match op {

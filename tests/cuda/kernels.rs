@@ -189,6 +189,98 @@ fn descriptors_that_their_operands_do_not_follow_are_refused() {
     assert!(k.upload(&[], &[1.0]).is_err() && k.zeros(&[usize::MAX, 2]).is_err());
 }
 
+/// What bf16 keeps of values.
+fn rounded(values: &[f32]) -> (Vec<half::bf16>, Vec<f32>) {
+    let halves: Vec<half::bf16> = values.iter().map(|&v| half::bf16::from_f32(v)).collect();
+    let single = halves.iter().map(|v| v.to_f32()).collect();
+    (halves, single)
+}
+
+/// Agreement to a rounding of the result to bf16.
+fn assert_close_in_half(found: &[half::bf16], expected: &[f32]) {
+    let scale = expected.iter().fold(0f32, |m, v| m.max(v.abs()));
+    for (f, e) in found.iter().zip(expected) {
+        assert!((f.to_f32() - e).abs() <= scale / 256.0, "{f:e} and {e:e}");
+    }
+}
+
+#[test]
+fn kernels_of_bf16_take_tensors_of_it_and_give_them() {
+    let k = kernels();
+    let options = ConvOptions { padding: Padding::same(1), ..Default::default() };
+    let [sx, sw] = [[2, 5, 5, 8], [16, 3, 3, 8]];
+    let ((hx, x), (hw, w)) = (rounded(&normals(1, 400)), rounded(&normals(2, 1152)));
+    let build = |p: &mut Plan, t: &[TensorId]| {
+        let y = p.conv2d(t[0], t[1], None, options)?;
+        Ok(p.scale(y, 0.5, 0.0))
+    };
+    let [dx, dw] = [(&sx, &hx), (&sw, &hw)].map(|(s, v)| k.upload_bf16(s, v).expect("upload"));
+    let y = k.run(&[&dx, &dw], build).expect("runs");
+    assert_eq!((y.shape(), y.dtype()), (&[2, 5, 5, 16][..], DType::BF16));
+    let found = k.download_bf16(&y).expect("download");
+    assert_close_in_half(&found, &on_cpu(&[(&sx, &x), (&sw, &w)], build));
+
+    // Gradients by images are bf16, by weights f32; those by f32 tensors are the CPU's.
+    let d = k.gradients(&[&dx, &dw], &y, build).expect("runs");
+    let [Some(d_x), Some(d_w)] = &d[..] else { panic!("two gradients") };
+    assert_eq!((d_x.dtype(), d_w.dtype()), (DType::BF16, DType::F32));
+    let single = [(&sx, &x), (&sw, &w)].map(|(s, v)| k.upload(s, v).expect("upload"));
+    let up: Vec<f32> = found.iter().map(|v| v.to_f32()).collect();
+    let up = k.upload(&[2, 5, 5, 16], &up).expect("upload");
+    let exact = k.gradients(&[&single[0], &single[1]], &up, build).expect("runs");
+    let [Some(e_x), Some(e_w)] = &exact[..] else { panic!("two gradients") };
+    let (d_x, e_x) = (k.download_bf16(d_x).expect("bf16"), k.download(e_x).expect("f32"));
+    assert_close_in_half(&d_x, &e_x);
+    let (d_w, e_w) = (k.download(d_w).expect("f32"), k.download(e_w).expect("f32"));
+    // The upstream gradient was rounded once more on its way through the scaling.
+    assert_close_in_half(&rounded(&d_w).0, &e_w);
+
+    // One launch, written and then added to.
+    let op = Linear { rows: 50, c_in: 8, c_out: 144 };
+    let flat = k.upload_bf16(&[50, 8], &hx).expect("upload");
+    let mut y = k.zeros_of(&[50, 144], DType::BF16).expect("memory");
+    k.linear_forward(&op, Output::write(&mut y), &flat, &dw, None).expect("runs");
+    let once = on_cpu(&[(&[50, 8], &x), (&[144, 8], &w)], |p, t| p.linear(t[0], t[1], None));
+    assert_close_in_half(&k.download_bf16(&y).expect("download"), &once);
+    k.linear_forward(&op, Output::add(&mut y), &flat, &dw, None).expect("runs");
+    let twice: Vec<f32> = once.iter().map(|v| 2.0 * v).collect();
+    assert_close_in_half(&k.download_bf16(&y).expect("download"), &twice);
+}
+
+#[test]
+fn tensors_of_two_types_are_refused_where_an_op_takes_one() {
+    let k = kernels();
+    let (single, two_bytes) = (DType::F32, DType::BF16);
+    let zeros = |shape: &[usize], dtype| k.zeros_of(shape, dtype).expect("memory");
+    let refused = |result: langevin::Result<()>, words: &[&str]| {
+        let error = result.expect_err("must be refused").to_string();
+        assert!(words.iter().all(|w| error.contains(w)), "{words:?} in {error}");
+    };
+    let op = Linear { rows: 2, c_in: 8, c_out: 4 };
+    let (x, w) = (zeros(&[2, 8], two_bytes), zeros(&[4, 8], two_bytes));
+    let mut y = zeros(&[2, 4], single);
+    let result = k.linear_forward(&op, Output::write(&mut y), &x, &w, None);
+    refused(result, &["linear_forward", "output 0", "BF16"]);
+    let w = zeros(&[4, 8], single);
+    let mut y = zeros(&[2, 4], two_bytes);
+    refused(k.linear_forward(&op, Output::write(&mut y), &x, &w, None), &["input 1", "BF16"]);
+    // A map along an axis, which no kernel has in bf16: by itself, and at the end of a plan.
+    let map =
+        langevin::ops::axis_map::AxisMap { outer: 2, from: 8, to: 4, inner: 1, transposed: false };
+    refused(k.axis_map(&map, Output::write(&mut y), &x, &w), &["axis_map", "F32"]);
+    let result = k.run(&[&x, &w], |plan, t| {
+        let y = plan.activation("y", &[2, 4], two_bytes, Role::Transient);
+        plan.push_forward(Op::AxisMap(map), &[Some(t[0]), Some(t[1])], &[y]);
+        Ok(y)
+    });
+    refused(result.map(drop), &["axis_map", "F32"]);
+    let result = k.run(&[&x, &w], |plan, t| plan.linear(t[0], t[1], None));
+    refused(result.map(drop), &["linear_forward", "input 1"]);
+    refused(k.download(&x).map(drop), &["BF16", "F32"]);
+    refused(k.download_bf16(&w).map(drop), &["F32", "BF16"]);
+    assert!(k.upload_bf16(&[3], &[half::bf16::ONE; 2]).is_err());
+}
+
 #[test]
 fn a_class_outside_its_table_is_named_with_its_value() {
     let k = kernels();
@@ -264,5 +356,5 @@ fn the_example_of_a_foreign_program_runs() {
     let output = output.expect("it starts");
     let said = String::from_utf8_lossy(&output.stdout);
     assert!(output.status.success(), "{said}{}", crate::errors_of(&output));
-    assert!(said.contains("d_filter [16, 3, 3, 3]"), "{said}");
+    assert!(said.contains("d_filter [16, 3, 3, 3]") && said.contains("in bf16"), "{said}");
 }

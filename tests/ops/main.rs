@@ -22,6 +22,7 @@ mod norm_half;
 mod optimizer;
 mod pointwise;
 mod pooling;
+mod refused;
 mod resample;
 mod sampler_control;
 mod sampler_step;

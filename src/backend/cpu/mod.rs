@@ -365,6 +365,8 @@ impl Backend for Cpu {
     }
 
     fn lower(&self, plan: Plan) -> Result<Program> {
+        plan.check()?;
+        plan.check_single()?;
         Ok(lower::lower(plan))
     }
 

@@ -192,7 +192,11 @@ impl Backend for Cuda {
     }
 
     fn lower(&self, plan: Plan) -> Result<Program> {
-        lower::lower(plan, self.precision)
+        plan.check()?;
+        plan.check_indices()?;
+        let program = lower::lower(plan, self.precision)?;
+        program.plan.check_types()?;
+        Ok(program)
     }
 
     fn allocate(&mut self, bytes: usize, what: &str) -> Result<Buffer> {

@@ -13,11 +13,11 @@ use crate::ops::Op;
 use crate::ops::conv2d::SECOND;
 use crate::ops::norm::Domain;
 use crate::ops::resample::Method;
-use crate::plan::{Mode, Node, Plan, Role, Space, TensorId};
+use crate::plan::{DType, Mode, Node, Plan, Role, Space, TensorId};
 
 /// Channels that a tile of a convolution's reduction takes from a pixel: 128 bytes.
-fn depth(precision: Precision) -> usize {
-    if precision == Precision::Bf16 { 64 } else { 32 }
+fn depth(precision: Precision, dtype: DType) -> usize {
+    if precision == Precision::Bf16 || dtype == DType::BF16 { 64 } else { 32 }
 }
 
 /// Lets enlarged and concatenated tensors be read in place. Results keep their bits (in
@@ -64,7 +64,10 @@ fn readers(plan: &Plan, i: usize, precision: Precision) -> Option<Vec<usize>> {
     let write = node.output_write(0)?;
     let result = plan.tensor(write.tensor);
     let is_own = result.space == Space::Activations && result.role == Role::Transient;
-    if !is_own || write.mode != Mode::Write || !is_readable(&node.op, depth(precision)) {
+    if !is_own
+        || write.mode != Mode::Write
+        || !is_readable(&node.op, depth(precision, result.dtype))
+    {
         return None;
     }
     let reads = |at: usize| plan.nodes[at].inputs.contains(&Some(write.tensor));

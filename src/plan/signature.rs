@@ -1,6 +1,8 @@
 //! What every op reads and writes: how many elements of which type stand at each
 //! position. A node that agrees touches no byte outside its operands, whoever made it.
+//! Which operands may be bf16 is the business of [`types`](super::types).
 
+use super::{DType, Node, Plan};
 use crate::error::{Error, Result};
 use crate::ops::Op;
 use crate::ops::attention::Attention;
@@ -14,7 +16,6 @@ use crate::ops::sampler_blend::column as blend;
 use crate::ops::sampler_rk45::{STAGES, curve, state};
 use crate::ops::sampler_step::{MOST_SLOTS, SamplerStep, column};
 use crate::ops::variational::{Variational, column as variational};
-use crate::plan::{DType, Node, Plan};
 
 /// Words of an image's random keys.
 const KEYS: usize = 4;
@@ -32,8 +33,26 @@ struct Operand {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Kind {
     Is(DType),
-    /// f32 or bf16.
+    /// f32, or bf16 where the op takes that.
     Float,
+}
+
+impl Kind {
+    fn holds(self, dtype: DType) -> bool {
+        match self {
+            Kind::Is(is) => dtype == is,
+            Kind::Float => matches!(dtype, DType::F32 | DType::BF16),
+        }
+    }
+}
+
+impl std::fmt::Display for Kind {
+    fn fmt(&self, f: &mut std::fmt::Formatter) -> std::fmt::Result {
+        match self {
+            Kind::Is(dtype) => write!(f, "{dtype:?}"),
+            Kind::Float => f.write_str("F32 or BF16"),
+        }
+    }
 }
 
 /// A product of sizes; one that overflows is longer than any tensor.
@@ -41,9 +60,9 @@ fn size(axes: &[usize]) -> usize {
     axes.iter().fold(1usize, |product, &axis| product.saturating_mul(axis))
 }
 
-/// f32 of that shape, required.
+/// Floats of that shape, required.
 fn f(axes: &[usize]) -> Operand {
-    Operand { len: Some(size(axes)), dtype: Kind::Is(DType::F32), required: true }
+    Operand { len: Some(size(axes)), dtype: Kind::Float, required: true }
 }
 
 /// u32 of that shape, required.
@@ -57,14 +76,29 @@ fn opt(operand: Operand) -> Operand {
 }
 
 /// Must be absent.
-const ABSENT: Operand =
-    Operand { len: Some(usize::MAX), dtype: Kind::Is(DType::F32), required: false };
+const ABSENT: Operand = Operand { len: Some(usize::MAX), dtype: Kind::Float, required: false };
 
 /// Inputs and outputs by position.
 struct Signature(Vec<Operand>, Vec<Operand>);
 
-/// Checks a node's descriptor and operands.
-pub(super) fn check(plan: &Plan, node: &Node) -> Result<()> {
+impl Plan {
+    /// Checks every op's descriptor against its operands, whoever put it into the plan: as
+    /// many values as the descriptor says, indices and keys as integers, nothing missing,
+    /// nothing that is read and written.
+    ///
+    /// # Errors
+    /// The first op that does not agree, by name, with what it needs.
+    pub fn check(&self) -> Result<()> {
+        self.nodes.iter().try_for_each(|node| check(self, node))
+    }
+
+    /// Checks that the kernels' 32-bit indices reach all elements, where they are such.
+    pub(crate) fn check_indices(&self) -> Result<()> {
+        self.nodes.iter().try_for_each(|node| check_indices(&node.op))
+    }
+}
+
+fn check(plan: &Plan, node: &Node) -> Result<()> {
     let op = node.op.name();
     let Signature(inputs, outputs) = signature(&node.op)?;
     let written: Vec<_> = node.outputs.iter().map(|w| w.map(|w| w.tensor)).collect();
@@ -81,15 +115,13 @@ pub(super) fn check(plan: &Plan, node: &Node) -> Result<()> {
             let Some(tensor) = plan.tensors.get(id.index()) else {
                 return Err(Error::Usage(format!("{op}: {what} {i} is not of this plan")));
             };
-            let fits = match wanted.dtype {
-                Kind::Is(dtype) => tensor.dtype == dtype,
-                Kind::Float => matches!(tensor.dtype, DType::F32 | DType::BF16),
-            };
-            if !fits || wanted.len.is_some_and(|len| len != size(&tensor.shape)) {
+            if !wanted.dtype.holds(tensor.dtype)
+                || wanted.len.is_some_and(|len| len != size(&tensor.shape))
+            {
                 let expected = match wanted.len {
                     Some(usize::MAX) => "nothing at this position".into(),
-                    Some(len) => format!("{len} values of {:?}", wanted.dtype),
-                    None => format!("values of {:?}", wanted.dtype),
+                    Some(len) => format!("{len} values of {}", wanted.dtype),
+                    None => format!("values of {}", wanted.dtype),
                 };
                 let tensor = format!("{what} {i} `{}` ({:?})", tensor.name, tensor.dtype);
                 let found = plan.shape(id).to_vec();
@@ -97,11 +129,8 @@ pub(super) fn check(plan: &Plan, node: &Node) -> Result<()> {
             }
         }
     }
-    let writes: Vec<_> = written.iter().flatten().collect();
-    let twice = writes.iter().enumerate().any(|(i, w)| writes[..i].contains(w));
-    if twice || writes.iter().any(|w| node.inputs.contains(&Some(**w))) {
-        let problem = format!("{op}: a tensor is written twice, or read and written");
-        return Err(Error::Usage(problem));
+    if written.iter().flatten().any(|w| node.inputs.contains(&Some(*w))) {
+        return Err(Error::Usage(format!("{op}: a tensor is read and written")));
     }
     match &node.op {
         Op::GlobalNorm(o) => ranges(plan, node, &o.ranges),
@@ -223,10 +252,7 @@ fn signature(op: &Op) -> Result<Signature> {
             s(inputs, vec![arena, arena, arena, arena, half])
         }
         Op::PackWeight(o) => s(vec![f(&[o.weight_len()])], vec![f(&[o.packed_len()])]),
-        Op::Cast(o) => {
-            let either = Operand { dtype: Kind::Float, ..f(&[o.len]) };
-            s(vec![either], vec![either])
-        }
+        Op::Cast(o) => s(vec![f(&[o.len])], vec![f(&[o.len])]),
         Op::SamplerQuantile(_)
         | Op::SamplerStep(_)
         | Op::SamplerNorms(_)
@@ -240,7 +266,21 @@ fn signature(op: &Op) -> Result<Signature> {
     })
 }
 
-/// Elements that kernels index by `int`.
+/// The kernels of convolutions and linear layers index by `int`.
+fn check_indices(op: &Op) -> Result<()> {
+    let lens = match op {
+        Op::Conv2d(o) | Op::Conv2dBackwardData(o) | Op::Conv2dBackwardWeight(o) => {
+            [o.x_len(), o.y_len(), o.weight_len()]
+        }
+        Op::Linear(o) | Op::LinearBackwardData(o) | Op::LinearBackwardWeight(o) => {
+            [size(&[o.rows, o.c_in]), size(&[o.rows, o.c_out]), size(&[o.c_out, o.c_in])]
+        }
+        _ => return Ok(()),
+    };
+    expect(op, fits_int(&lens), "fewer than 2^31 elements")
+}
+
+/// What is counted by `int`.
 fn fits_int(lens: &[usize]) -> bool {
     lens.iter().all(|&len| i32::try_from(len).is_ok())
 }
@@ -266,7 +306,6 @@ fn convolution(op: &Op) -> Result<Signature> {
     let [oh, ow] = o.output_size();
     let (x_len, y_len) = (size(&[n, h, w, c_in]), size(&[n, oh, ow, c_out]));
     let weight_len = size(&[c_out, kernel[0], kernel[1], c_in / groups]);
-    expect(op, fits_int(&[x_len, y_len, weight_len]), "fewer than 2^31 elements")?;
     let (x, y, weight) = (f(&[x_len]), f(&[y_len]), f(&[weight_len]));
     Ok(match op {
         Op::Conv2d(_) => {
@@ -282,7 +321,6 @@ fn convolution(op: &Op) -> Result<Signature> {
 
 fn linear(op: &Op, o: &Linear) -> Result<Signature> {
     let lens = [size(&[o.rows, o.c_in]), size(&[o.rows, o.c_out]), size(&[o.c_out, o.c_in])];
-    expect(op, fits_int(&lens), "fewer than 2^31 elements")?;
     let ([x, y, weight], bias) = (lens.map(|len| f(&[len])), opt(f(&[o.c_out])));
     Ok(match op {
         Op::Linear(_) => Signature(vec![x, weight, bias], vec![y]),
