@@ -19,7 +19,7 @@ pub fn losses(run: &Path) -> Vec<f64> {
 }
 
 /// The tensors of a file.
-fn floats(path: &Path) -> BTreeMap<String, Vec<f32>> {
+pub fn floats(path: &Path) -> BTreeMap<String, Vec<f32>> {
     let read = tensors::read(path).unwrap_or_else(|e| panic!("{}: {e}", path.display()));
     let of = |name: &str| match &read.get(name).expect("a name of the file").values {
         Values::F32(values) => Some((name.to_string(), values.clone())),
@@ -49,7 +49,7 @@ pub fn assert_same_bits(a: &Path, b: &Path, step: u64) {
 }
 
 /// Largest difference of any tensor, as a share of its largest value.
-fn distance(a: &BTreeMap<String, Vec<f32>>, b: &BTreeMap<String, Vec<f32>>) -> f64 {
+pub fn distance(a: &BTreeMap<String, Vec<f32>>, b: &BTreeMap<String, Vec<f32>>) -> f64 {
     assert_eq!(a.len(), b.len());
     let mut worst = 0f64;
     for (name, a) in a {

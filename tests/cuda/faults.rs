@@ -5,13 +5,14 @@ use crate::{driver, errors_of, langevin, text, train};
 
 /// Functions, the call that fails, and the error (719: launch failed, 2: out of
 /// memory, 999: unknown).
-const FAULTS: [&str; 24] = [
+const FAULTS: [&str; 26] = [
     "cuInit:1:999",
     "cuDeviceGetCount:1:100",
     "cuDeviceGet:1:101",
     "cuDevicePrimaryCtxRetain:1:2",
     "cuDeviceGetAttribute:1:999",
     "cuCtxSetCurrent:1:201",
+    "cuCtxGetCurrent:40:201",
     "cuDeviceGetName:1:999",
     "cuStreamCreate:1:999",
     "cuMemAlloc_v2:3:2",
@@ -25,6 +26,7 @@ const FAULTS: [&str; 24] = [
     "cuStreamSynchronize:2:719",
     "cuModuleLoadData:2:218",
     "cuModuleGetFunction:3:500",
+    "cuFuncSetAttribute:1:1",
     "cuLaunchKernel:7:719",
     "cuStreamBeginCapture_v2:1:900",
     "cuStreamEndCapture:1:901",
@@ -34,7 +36,7 @@ const FAULTS: [&str; 24] = [
 
 /// Functions that free, whose errors come too late to matter, and the free memory that
 /// is only shown: their errors end nothing.
-const HARMLESS: [&str; 8] = [
+const HARMLESS: [&str; 9] = [
     "cuMemGetInfo_v2:1:999",
     "cuMemFree_v2:1:719",
     "cuMemFreeHost:1:719",
@@ -43,16 +45,18 @@ const HARMLESS: [&str; 8] = [
     "cuGraphDestroy:1:719",
     "cuModuleUnload:1:719",
     "cuStreamDestroy_v2:1:719",
+    "cuDevicePrimaryCtxRelease_v2:1:999",
 ];
 
-#[test]
-fn every_error_of_the_driver_is_told_and_none_is_a_panic() {
+/// Trains with each error in turn.
+fn meet_all(precision: &str) {
     let Some(driver) = driver() else { return };
     for fault in FAULTS.into_iter().chain(HARMLESS) {
         let folder = tempfile::tempdir().expect("a folder");
         let run = folder.path().join("run");
         let environment = [("SOFTGPU_FAULT", fault), ("SOFTGPU_ASYNC", "eager")];
-        let output = langevin(driver.path(), &train(text(&run), "cuda", "2", &[]), &environment);
+        let arguments = train(text(&run), "cuda", "2", &["--precision", precision]);
+        let output = langevin(driver.path(), &arguments, &environment);
         let said = errors_of(&output);
         assert!(!said.contains("panicked"), "{fault}: {said}");
         if HARMLESS.contains(&fault) {
@@ -63,6 +67,36 @@ fn every_error_of_the_driver_is_told_and_none_is_a_panic() {
         assert_eq!(output.status.code(), Some(1), "{fault}: {said}");
         assert!(said.contains("CUDA_ERROR_"), "{fault}: {said}");
     }
+}
+
+#[test]
+fn no_driver_function_that_a_run_calls_is_left_out() {
+    let Some(driver) = driver() else { return };
+    let folder = tempfile::tempdir().expect("a folder");
+    let report = folder.path().join("report.json");
+    for precision in ["f32", "bf16"] {
+        let run = folder.path().join(precision);
+        let arguments = train(text(&run), "cuda", "3", &["--precision", precision]);
+        let output = langevin(driver.path(), &arguments, &[("SOFTGPU_REPORT", text(&report))]);
+        assert!(output.status.success(), "{}", errors_of(&output));
+        let said = std::fs::read_to_string(&report).expect("a report");
+        let said: serde_json::Value = serde_json::from_str(&said).expect("JSON");
+        for function in said["calls"].as_object().expect("functions").keys() {
+            let mut faults = FAULTS.iter().chain(&HARMLESS);
+            let tried = faults.any(|fault| fault.split(':').next() == Some(function));
+            assert!(tried, "{function} has no fault of its own");
+        }
+    }
+}
+
+#[test]
+fn every_error_of_the_driver_is_told_and_none_is_a_panic() {
+    meet_all("f32");
+}
+
+#[test]
+fn every_error_of_the_driver_is_told_in_bf16_too() {
+    meet_all("bf16");
 }
 
 #[test]

@@ -2,6 +2,7 @@
 //! driver; and against the CPU backend.
 
 mod device;
+mod digits;
 mod engine;
 mod faults;
 #[path = "../model/golden.rs"]

@@ -4,7 +4,7 @@
 use langevin::backend::Precision;
 use langevin::plan::Mode;
 
-use crate::engine::{assert_same_bits, losses, state};
+use crate::engine::{assert_same_bits, distance as apart, floats, losses, state};
 use crate::golden::{Derive, Golden, LARGE, Run, STRIDE, nhwc};
 use crate::{driver, succeed, text, train};
 
@@ -160,4 +160,66 @@ fn an_image_has_the_same_bits_alone_in_every_precision() {
         let bits = |v: &[f32]| v.iter().map(|v| v.to_bits()).collect::<Vec<_>>();
         assert_eq!(bits(&alone), bits(&together[..alone.len()]), "{name} in {precision}");
     }
+}
+
+/// How far the pictures of one checkpoint may lie apart, of the largest value: one rounding
+/// to the 8 bits that bf16 keeps of a value, to tf32's 11, to some of f32's 24.
+fn allowed(precision: &str) -> f64 {
+    match precision {
+        "f32" => 1e-5,
+        "tf32" => 2f64.powi(-11),
+        _ => 2f64.powi(-8),
+    }
+}
+
+#[test]
+fn one_checkpoint_draws_the_same_pictures_in_every_precision() {
+    let Some(driver) = driver() else { return };
+    let folder = tempfile::tempdir().expect("a folder");
+    let run = folder.path().join("run");
+    succeed(driver.path(), &train(text(&run), "cpu", "20", &[]), &[]);
+    let draw = |device: &str, precision: &str, sampler: &str| {
+        let (grid, file) = (folder.path().join("grid.png"), folder.path().join("s.safetensors"));
+        let arguments = ["sample", text(&run), "--out", text(&grid), "--tensors", text(&file)];
+        let more = ["--count", "3", "--steps", "4", "--sampler", sampler];
+        let on = ["--device", device, "--precision", precision];
+        succeed(driver.path(), &[&arguments[..], &more, &on].concat(), &[]);
+        floats(&file)
+    };
+    for sampler in ["ddim", "dpmpp-2m", "ddpm"] {
+        let exact = draw("cpu", "f32", sampler);
+        let mut last = 0.0;
+        for precision in ["f32", "tf32", "bf16"] {
+            let off = apart(&exact, &draw("cuda", precision, sampler));
+            println!("{sampler} in {precision}: {off:.1e} of the largest value");
+            assert!(off <= allowed(precision), "{sampler} in {precision}: {off:e}");
+            assert!(off > last, "{sampler}: {precision} rounds more than what came before");
+            last = off;
+        }
+    }
+}
+
+#[test]
+fn a_run_in_bf16_goes_on_in_f32_on_the_cpu_and_comes_back() {
+    let Some(driver) = driver() else { return };
+    let folder = tempfile::tempdir().expect("a folder");
+    let [mixed, cpu] = ["mixed", "cpu"].map(|name| folder.path().join(name));
+    succeed(driver.path(), &train(text(&cpu), "cpu", "9", &[]), &[]);
+    let half = ["--precision", "bf16"];
+    succeed(driver.path(), &train(text(&mixed), "cuda", "3", &half), &[]);
+    let on = |steps: &str, device: &str, precision: &str| {
+        let arguments = ["train", "--out", text(&mixed), "--resume", "--steps", steps];
+        let more = ["--device", device, "--precision", precision];
+        succeed(driver.path(), &[&arguments[..], &more].concat(), &[]);
+    };
+    on("6", "cpu", "f32");
+    on("9", "cuda", "bf16");
+    let (a, b) = (losses(&mixed), losses(&cpu));
+    assert_eq!((a.len(), b.len()), (9, 9));
+    for (step, (a, b)) in a.iter().zip(&b).enumerate() {
+        assert!((a - b).abs() <= 0.02 * b, "step {}: {a} and {b}", step + 1);
+    }
+    // The CPU's three steps took up the weights of the bf16 run as they were, unrounded.
+    let off = apart(&state(&mixed, 9)[1], &state(&cpu, 9)[1]);
+    assert!(off > 0.0 && off <= 0.1, "weights after nine steps: {off:e}");
 }
