@@ -6,7 +6,7 @@ use std::marker::PhantomData;
 
 /// The structs of `kernels/params.h`.
 #[allow(missing_docs, non_camel_case_types, non_upper_case_globals, dead_code)]
-#[allow(clippy::all, unsafe_code)] // Generated.
+#[allow(clippy::all, clippy::undocumented_unsafe_blocks, unsafe_code)] // Generated.
 pub mod params {
     include!(concat!(env!("OUT_DIR"), "/params.rs"));
 }

@@ -201,8 +201,8 @@ mod x86 {
     use super::*;
     use std::arch::x86_64::{__m256, __m512};
 
-    // SAFETY, for every function of this module: the target feature is the one
-    // its vector type needs; the entry points demand it of their caller.
+    // Every function here needs the target feature that its vector type does; the entry
+    // points demand it of their caller.
 
     #[target_feature(enable = "avx512f")]
     unsafe fn gather_block_512<const P: usize, const N: usize>(
@@ -211,6 +211,7 @@ mod x86 {
         resume: bool,
         tile: &mut Tile,
     ) {
+        // SAFETY: AVX-512F is this function's own feature; the caller answers for the rest.
         unsafe { gather::<__m512, P, N>(segments, 0, panel, 0, resume, tile) }
     }
 
@@ -222,6 +223,7 @@ mod x86 {
         resume: bool,
         tile: &mut Tile,
     ) {
+        // SAFETY: the caller's promise of AVX-512F, and of what the blocks ask for.
         unsafe {
             if columns > 16 {
                 with_rows!(rows, 2, gather_block_512(segments, panel, resume, tile), 1 2 3 4 5 6 7 8 9 10 11 12 13 14)
@@ -237,10 +239,12 @@ mod x86 {
         columns: usize,
         tile: &mut Tile,
     ) {
+        // SAFETY: AVX-512F is this function's own feature; the caller answers for the rest.
         unsafe { outer::<__m512, P, N>(runs, 0, 0, columns, tile) }
     }
 
     pub(super) unsafe fn outer_512(runs: Runs, rows: usize, columns: usize, tile: &mut Tile) {
+        // SAFETY: the caller's promise of AVX-512F, and of what the blocks ask for.
         unsafe {
             if columns > 16 {
                 with_rows!(rows, 2, outer_block_512(runs, columns, tile), 1 2 3 4 5 6 7 8 9 10 11 12 13 14)
@@ -259,6 +263,7 @@ mod x86 {
         resume: bool,
         tile: &mut Tile,
     ) {
+        // SAFETY: AVX2 is this function's own feature; the caller answers for the rest.
         unsafe { gather::<__m256, P, N>(segments, first_row, panel, first_column, resume, tile) }
     }
 
@@ -271,6 +276,7 @@ mod x86 {
         resume: bool,
         tile: &mut Tile,
     ) {
+        // SAFETY: the caller's promise of AVX2, and of what the blocks ask for.
         balanced(rows, 6, |first, count| unsafe {
             for column in (0..columns).step_by(16) {
                 if columns - column > 8 {
@@ -290,11 +296,13 @@ mod x86 {
         columns: usize,
         tile: &mut Tile,
     ) {
+        // SAFETY: AVX2 is this function's own feature; the caller answers for the rest.
         unsafe { outer::<__m256, P, N>(runs, first_row, first_column, columns, tile) }
     }
 
     /// 5 x 16 blocks: one row less than `gather_256`, for the two masks.
     pub(super) unsafe fn outer_256(runs: Runs, rows: usize, columns: usize, tile: &mut Tile) {
+        // SAFETY: the caller's promise of AVX2, and of what the blocks ask for.
         balanced(rows, 5, |first, count| unsafe {
             for column in (0..columns).step_by(16) {
                 if columns - column > 8 {

@@ -83,87 +83,108 @@ impl Vector for Portable {
 
 #[cfg(target_arch = "x86_64")]
 mod x86 {
-    // SAFETY, for every block of this module: the intrinsic's CPU feature is
-    // present and the pointer valid by the contract of `Vector`.
     use super::Vector;
     use std::arch::x86_64::*;
 
-    impl Vector for __m512 {
-        const LANES: usize = 16;
-        type Mask = __mmask16;
+    /// [`Vector`] by the intrinsics of one CPU feature.
+    macro_rules! by_intrinsics {
+        (
+            $vector:ty, $lanes:literal, $mask:ty, $mask_of:ident,
+            $zero:ident, $splat:ident, $load:ident, $store:ident, $fma:ident, $load_masked:ident
+        ) => {
+            impl Vector for $vector {
+                const LANES: usize = $lanes;
+                type Mask = $mask;
 
-        #[inline(always)]
-        unsafe fn zero() -> Self {
-            unsafe { _mm512_setzero_ps() }
-        }
-        #[inline(always)]
-        unsafe fn splat(value: f32) -> Self {
-            unsafe { _mm512_set1_ps(value) }
-        }
-        #[inline(always)]
-        unsafe fn load(from: *const f32) -> Self {
-            unsafe { _mm512_loadu_ps(from) }
-        }
-        #[inline(always)]
-        unsafe fn store(self, to: *mut f32) {
-            unsafe { _mm512_storeu_ps(to, self) }
-        }
-        #[inline(always)]
-        unsafe fn fma(a: Self, b: Self, c: Self) -> Self {
-            unsafe { _mm512_fmadd_ps(a, b, c) }
-        }
-        #[inline(always)]
-        unsafe fn mask(count: usize) -> __mmask16 {
-            if count >= 16 { 0xffff } else { (1u16 << count) - 1 }
-        }
-        #[inline(always)]
-        unsafe fn prefetch(at: *const f32) {
-            unsafe { _mm_prefetch::<_MM_HINT_T0>(at.cast()) }
-        }
-        #[inline(always)]
-        unsafe fn load_masked(from: *const f32, mask: __mmask16) -> Self {
-            unsafe { _mm512_maskz_loadu_ps(mask, from) }
-        }
-    }
-
-    impl Vector for __m256 {
-        const LANES: usize = 8;
-        type Mask = __m256i;
-
-        #[inline(always)]
-        unsafe fn zero() -> Self {
-            unsafe { _mm256_setzero_ps() }
-        }
-        #[inline(always)]
-        unsafe fn splat(value: f32) -> Self {
-            unsafe { _mm256_set1_ps(value) }
-        }
-        #[inline(always)]
-        unsafe fn load(from: *const f32) -> Self {
-            unsafe { _mm256_loadu_ps(from) }
-        }
-        #[inline(always)]
-        unsafe fn store(self, to: *mut f32) {
-            unsafe { _mm256_storeu_ps(to, self) }
-        }
-        #[inline(always)]
-        unsafe fn fma(a: Self, b: Self, c: Self) -> Self {
-            unsafe { _mm256_fmadd_ps(a, b, c) }
-        }
-        #[inline(always)]
-        unsafe fn mask(count: usize) -> __m256i {
-            unsafe {
-                let lanes = _mm256_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7);
-                _mm256_cmpgt_epi32(_mm256_set1_epi32(count.min(8) as i32), lanes)
+                #[inline(always)]
+                unsafe fn zero() -> Self {
+                    // SAFETY: the CPU feature is there, by the contract of the trait.
+                    unsafe { $zero() }
+                }
+                #[inline(always)]
+                unsafe fn splat(value: f32) -> Self {
+                    // SAFETY: as for zero.
+                    unsafe { $splat(value) }
+                }
+                #[inline(always)]
+                unsafe fn load(from: *const f32) -> Self {
+                    // SAFETY: so many elements are readable, by the contract of the trait.
+                    unsafe { $load(from) }
+                }
+                #[inline(always)]
+                unsafe fn store(self, to: *mut f32) {
+                    // SAFETY: so many elements are writable, by the contract of the trait.
+                    unsafe { $store(to, self) }
+                }
+                #[inline(always)]
+                unsafe fn fma(a: Self, b: Self, c: Self) -> Self {
+                    // SAFETY: as for zero.
+                    unsafe { $fma(a, b, c) }
+                }
+                #[inline(always)]
+                unsafe fn mask(count: usize) -> $mask {
+                    // SAFETY: as for zero.
+                    unsafe { $mask_of(count) }
+                }
+                #[inline(always)]
+                unsafe fn prefetch(at: *const f32) {
+                    // SAFETY: a hint, which reads nothing.
+                    unsafe { _mm_prefetch::<_MM_HINT_T0>(at.cast()) }
+                }
+                #[inline(always)]
+                unsafe fn load_masked(from: *const f32, mask: $mask) -> Self {
+                    // SAFETY: the mask's lanes are readable, by the contract of the trait.
+                    unsafe { $load_masked(from, mask) }
+                }
             }
-        }
-        #[inline(always)]
-        unsafe fn prefetch(at: *const f32) {
-            unsafe { _mm_prefetch::<_MM_HINT_T0>(at.cast()) }
-        }
-        #[inline(always)]
-        unsafe fn load_masked(from: *const f32, mask: __m256i) -> Self {
-            unsafe { _mm256_maskload_ps(from, mask) }
+        };
+    }
+
+    /// The first `count` of 16 lanes.
+    #[inline(always)]
+    unsafe fn mask_512(count: usize) -> __mmask16 {
+        if count >= 16 { 0xffff } else { (1u16 << count) - 1 }
+    }
+
+    /// The first `count` of 8 lanes; needs AVX2.
+    #[inline(always)]
+    unsafe fn mask_256(count: usize) -> __m256i {
+        // SAFETY: the caller's promise.
+        unsafe {
+            let lanes = _mm256_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7);
+            _mm256_cmpgt_epi32(_mm256_set1_epi32(count.min(8) as i32), lanes)
         }
     }
+
+    /// Needs AVX-512F, and the lanes of the mask to be readable.
+    #[inline(always)]
+    unsafe fn load_masked_512(from: *const f32, mask: __mmask16) -> __m512 {
+        // SAFETY: the caller's promise.
+        unsafe { _mm512_maskz_loadu_ps(mask, from) }
+    }
+
+    by_intrinsics!(
+        __m512,
+        16,
+        __mmask16,
+        mask_512,
+        _mm512_setzero_ps,
+        _mm512_set1_ps,
+        _mm512_loadu_ps,
+        _mm512_storeu_ps,
+        _mm512_fmadd_ps,
+        load_masked_512
+    );
+    by_intrinsics!(
+        __m256,
+        8,
+        __m256i,
+        mask_256,
+        _mm256_setzero_ps,
+        _mm256_set1_ps,
+        _mm256_loadu_ps,
+        _mm256_storeu_ps,
+        _mm256_fmadd_ps,
+        _mm256_maskload_ps
+    );
 }
