@@ -202,7 +202,7 @@ fn machine_code(table: &mut Table) {
         let [hmma, ldsm] = ["HMMA", "LDSM"].map(|word| body.count(word) as f64);
         let share = hmma / body.len() as f64;
         if name.contains("_tf32_128x128") {
-            // Nothing is promised of them: a value is rounded by three instructions.
+            // Nothing is promised of them: a value is rounded by two instructions.
             table.value(4, &format!("{name}: HMMA / SASS of the main loop"), share);
         }
         if !name.contains("_bf16_128x128") {

@@ -8,8 +8,9 @@ use super::tiles::Tile;
 /// Terms of a reduction that are worth a table.
 pub(super) const MOST_TERMS: usize = 128;
 
-/// Shared memory that a block may have on every card from sm_80 on.
-pub(super) const MOST_BYTES: usize = 99 << 10;
+/// Shared memory that a block may have on every card from sm_80 on, less what the kernels
+/// have of fixed size.
+pub(super) const MOST_BYTES: usize = (99 << 10) - 256;
 
 /// Bytes of a table of terms.
 pub(super) fn terms_bytes(terms: usize) -> usize {

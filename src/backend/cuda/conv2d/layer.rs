@@ -3,7 +3,7 @@
 #![allow(unsafe_code)] // Launches on addresses whose sizes were checked.
 
 use super::super::arguments::Call;
-use super::super::device::Device;
+use super::super::device::{COUNTERS, Device};
 use super::super::entries::{Entry, params};
 use super::few;
 use super::tiles::{self, Reading, Tile};
@@ -28,6 +28,11 @@ const OUTER_LANE_PIXELS: usize = 8;
 const MOST_TURNS: usize = 6;
 /// Share of a weight gradient's time that a lane more is worth, at least.
 const TURN_COST: f64 = 0.02;
+/// Tiles of 128x128 results from which on a weight gradient is not split: they are many,
+/// and each of the up to [`SMALLEST_TILES`] that a kernel makes of one has two counters.
+const MANY_TILES: usize = 1024;
+const SMALLEST_TILES: usize = 32;
+const _: () = assert!(2 * MANY_TILES * SMALLEST_TILES <= COUNTERS);
 /// Images for which the lanes' own sums shall take no more than a tenth of the bytes that a
 /// weight gradient reads and writes at least.
 const MANY_IMAGES: usize = 128;
@@ -412,7 +417,8 @@ impl Layer {
             let rounds = blocks.div_ceil(MULTIPROCESSORS) * MULTIPROCESSORS;
             rounds as f64 / blocks as f64 + TURN_COST * lanes as f64
         };
-        let best = (1..=most.min(MOST_TURNS)).min_by(|&a, &b| cost(a).total_cmp(&cost(b)));
+        let most = if tiles < MANY_TILES { most.min(MOST_TURNS) } else { 1 };
+        let best = (1..=most).min_by(|&a, &b| cost(a).total_cmp(&cost(b)));
         Outer { lanes: best.unwrap_or(1), apart: false }
     }
 
