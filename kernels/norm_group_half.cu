@@ -85,16 +85,8 @@ template <int V> struct Slice {
 
     /// A quad of a column, read each time rather than held in registers.
     INLINE Pack<QUAD> quad(const float *array, int column, int half) const {
-        Pack<QUAD> x;
-        if constexpr (V == 8) {
-            asm volatile("ld.shared.v4.f32 {%0,%1,%2,%3}, [%4];"
-                         : "=f"(x[0]), "=f"(x[1]), "=f"(x[2]), "=f"(x[3])
-                         : "r"((unsigned)__cvta_generic_to_shared(array + (half * distance() + column) * 4))
-                         : "memory");
-        } else {
-            x[0] = array[column];
-        }
-        return x;
+        if constexpr (V == 8) return shared_quad(array + (half * distance() + column) * 4);
+        else return {{array[column]}};
     }
 
     /// Sums over the rows of P and Q of a thread's V channels, the columns being those from
@@ -111,21 +103,20 @@ template <int V> struct Slice {
             float *to = partial + line * pitch() + column * QUAD;
 #pragma unroll
             for (int i = 0; i < 2 * V; i += QUAD) {
-                if constexpr (V == 8) {
-                    *(float4 *)(to + i * along) = make_float4(x[i], x[i + 1], x[i + 2], x[i + 3]);
-                } else {
-                    to[i * along] = x[i];
-                }
+                if constexpr (V == 8) write_shared_quad(to + i * along, x[i], x[i + 1], x[i + 2], x[i + 3]);
+                else to[i * along] = x[i];
             }
         }
         __syncthreads();
-        for (int j = t; j < 2 * V * along; j += THREADS) {
-            float sum = partial[j];
-            for (int l = 1; l < lines; l++) sum += partial[l * pitch() + j];
-            int which = j >= V * along, i = j - which * V * along;
-            int half = V == 8 && i >= QUAD * along;
-            int c = (i - half * QUAD * along) / QUAD + start;
-            if (c < columns) put(which, c * V + half * QUAD + i % QUAD, sum);
+        // Threads stand as `at` has channels, so that where they put sums banks differ too.
+        int apart = V == 8 ? 4 * distance() : along;
+        for (int j = t; j < 2 * V / QUAD * apart; j += THREADS) {
+            int quads = j / apart, i = j - quads * apart, c = start + i / QUAD;
+            if (i >= QUAD * along || c >= columns) continue;
+            const float *from = partial + quads * QUAD * along + i;
+            float sum = from[0];
+            for (int l = 1; l < lines; l++) sum += from[l * pitch()];
+            put(quads * QUAD / V, c * V + quads * QUAD % V + i % QUAD, sum);
         }
         __syncthreads();
     }
@@ -154,6 +145,7 @@ INLINE void each(const Slice<V> &at, int column, int spatial, int kept, Raw<V> *
 template <int V, Word ACTIVATION> INLINE void group_forward(const Norm &p) {
     extern __shared__ __align__(16) unsigned char shared[];
     Slice<V> at(p.channels, p.slice);
+    constexpr int QUAD = Slice<V>::QUAD;
     int wide = at.columns * V, group_len = p.channels / p.groups;
     int spatial = (int)p.spatial;
     // Of every channel: x_0; the sums of x - x_0 and of its square, then y = f(x first + second).
@@ -167,10 +159,11 @@ template <int V, Word ACTIVATION> INLINE void group_forward(const Norm &p) {
     for (int column = threadIdx.x; column < at.columns; column += THREADS) {
         Raw<V> raw = *(const Raw<V> *)source(column).at(0);
 #pragma unroll
-        for (int h = 0; h < V / at.QUAD; h++) {
-            Pack<at.QUAD> x = raw.quad(h);
-#pragma unroll
-            for (int k = 0; k < at.QUAD; k++) origin[at.at(column * V + h * at.QUAD + k)] = x[k];
+        for (int h = 0; h < V / QUAD; h++) {
+            Pack<QUAD> x = raw.quad(h);
+            float *to = origin + at.at(column * V + h * QUAD);
+            if constexpr (V == 8) write_shared_quad(to, x[0], x[1], x[2], x[3]);
+            else *to = x[0];
         }
     }
     __syncthreads();
@@ -178,15 +171,15 @@ template <int V, Word ACTIVATION> INLINE void group_forward(const Norm &p) {
         int column = start + at.column;
         float sums[2 * V] = {};
         if (column < at.columns) {
-            float x0[V];
+            Pack<QUAD> x0[V / QUAD];
 #pragma unroll
-            for (int k = 0; k < V; k++) x0[k] = origin[at.at(column * V + k)];
+            for (int h = 0; h < V / QUAD; h++) x0[h] = at.quad(origin, column, h);
             const Source<const Bf16> sources[1] = {source(column)};
             each<V, true>(at, column, spatial, p.kept, cache, sources, [&](int, const Raw<V>(&raw)[1]) {
                 Pack<V> x = raw[0].widened();
 #pragma unroll
                 for (int k = 0; k < V; k++) {
-                    float d = x[k] - x0[k];
+                    float d = x[k] - x0[k / QUAD][k % QUAD];
                     sums[k] += d;
                     sums[V + k] = fmaf(d, d, sums[V + k]);
                 }
@@ -226,18 +219,21 @@ template <int V, Word ACTIVATION> INLINE void group_forward(const Norm &p) {
     __syncthreads();
 
     for (int column = at.column; column < at.columns; column += THREADS) {
-        float a[V], b[V];
+        Pack<QUAD> a[V / QUAD], b[V / QUAD];
 #pragma unroll
-        for (int k = 0; k < V; k++) {
-            a[k] = first[at.at(column * V + k)];
-            b[k] = second[at.at(column * V + k)];
+        for (int h = 0; h < V / QUAD; h++) {
+            a[h] = at.quad(first, column, h);
+            b[h] = at.quad(second, column, h);
         }
         Source<Bf16> y(p.y, nullptr, p.channels, 0, at.image, spatial, at.from + column * V);
         const Source<const Bf16> sources[1] = {source(column)};
         each<V, false>(at, column, spatial, p.kept, cache, sources, [&](int s, const Raw<V>(&raw)[1]) {
             Pack<V> x = raw[0].widened();
 #pragma unroll
-            for (int k = 0; k < V; k++) x[k] = activate<ACTIVATION>(p.activation, fmaf(x[k], a[k], b[k]));
+            for (int k = 0; k < V; k++) {
+                float v = fmaf(x[k], a[k / QUAD][k % QUAD], b[k / QUAD][k % QUAD]);
+                x[k] = activate<ACTIVATION>(p.activation, v);
+            }
             write<V>(y.at(s), x, p.add);
         });
     }

@@ -352,11 +352,12 @@ struct Norm {
     const float *beta;       /* [channels]; may be null */
     const void *scale_shift; /* [n, 2 channels], scale first; may be null */
     Len spatial;
+    int n;
     int channels;
     int x2_channels;
     int groups; /* this and what follows: not read by layer norms */
     int slice;  /* channels of a block: whole groups */
-    int kept;   /* positions of a slice in shared memory */
+    int kept;   /* positions of a slice in shared memory; small images: images of a block */
     float eps;
     Word activation;
     Word add;
@@ -381,11 +382,12 @@ struct NormBackward {
     const void *d_y;         /* [n, spatial, channels] */
     const void *joined;      /* [n, spatial, channels], added to d_x and d_x2; may be null */
     Len spatial;
+    int n;
     int channels;
     int x2_channels;
     int groups; /* not read by layer norms, as slice and kept */
     int slice;  /* channels of a block: whole groups */
-    int kept;   /* positions of two slices in shared memory */
+    int kept;   /* positions of two slices in shared memory; small images: images of a block */
     Word activation;
     Word add;
     Word add2;

@@ -1,11 +1,8 @@
-//! Items 1, 2, 4, 5 and 10 for attention, 1, 2 and 9 for norms, in bf16 at layers of
-//! ddpm-cifar10 and DiT-B/4. One image; all zeros, on which no kernel's path depends but
-//! attention's rare raising of its references.
+//! Items 1, 2, 4, 5 and 10 for attention, in bf16 at layers of ddpm-cifar10 and DiT-B/4. One
+//! image; all zeros, on which no kernel's path depends but its rare raising of its references.
 
 use langevin::backend::cuda::Cuda;
 use langevin::backend::{Engine, Precision, WeightSet};
-use langevin::ops::norm::{Domain, NormOperands};
-use langevin::ops::pointwise::Activation;
 use langevin::plan::{DType, Plan, Role, TensorId, Wrt};
 
 use crate::counters::{Counts, Gpu, Launched};
@@ -14,7 +11,7 @@ use crate::table::Table;
 use crate::table::Target::{AtLeast, AtMost, Is};
 
 /// Launches of an op and of its gradients by all of its operands, in bf16.
-fn measure(
+pub fn measure(
     gpu: &Gpu,
     shapes: &[&[usize]],
     build: impl Fn(&mut Plan, &[TensorId]) -> langevin::Result<TensorId>,
@@ -40,7 +37,7 @@ fn measure(
 }
 
 /// What every kernel's accesses owe.
-fn accesses(table: &mut Table, name: &str, c: Counts) {
+pub fn accesses(table: &mut Table, name: &str, c: Counts) {
     let what = |text: &str| format!("{name}: {text}");
     let efficiency = c.load.sector_efficiency();
     table.line(1, &what("bytes / (32 x sectors) of loads"), efficiency, AtLeast(0.95));
@@ -138,48 +135,6 @@ pub fn attention(table: &mut Table, gpu: &Gpu) {
             }
             let ratio = body.count("HMMA") as f64 / body.count("LDSM") as f64;
             table.value(4, &format!("{name}: HMMA / LDSM"), ratio);
-        }
-    }
-}
-
-/// Positions, channels and groups (none: a layer norm with scale and shift).
-const NORMS: [(&str, [usize; 3]); 7] = [
-    ("32x32x128", [1024, 128, 32]),
-    ("32x32x256", [1024, 256, 32]),
-    ("32x32x384", [1024, 384, 32]),
-    ("16x16x512", [256, 512, 32]),
-    ("8x8x512", [64, 512, 32]),
-    ("4x4x512", [16, 512, 32]),
-    ("DiT-B/4 256x768", [256, 768, 0]),
-];
-
-pub fn norm(table: &mut Table, gpu: &Gpu) {
-    table.note("group norms with gamma, beta and SiLU; P and Q are 8 bytes an image and channel");
-    for (name, [spatial, channels, groups]) in NORMS {
-        let (x, vector): (&[usize], &[usize]) = (&[1, spatial, channels], &[channels]);
-        let both: &[usize] = &[1, 2 * channels];
-        let launched = match groups {
-            0 => measure(gpu, &[x, both], |p, t| {
-                let operands = NormOperands { scale_shift: Some(t[1]), ..Default::default() };
-                p.norm(t[0], Domain::Layer, 1e-6, operands)
-            }),
-            _ => measure(gpu, &[x, vector, vector], |p, t| {
-                let (gamma, beta) = (Some(t[1]), Some(t[2]));
-                let activation = Some(Activation::Silu);
-                let operands = NormOperands { gamma, beta, activation, ..Default::default() };
-                p.norm(t[0], Domain::Group(groups), 1e-6, operands)
-            }),
-        };
-        let kind = if groups == 0 { "layer" } else { "group" };
-        // Slices of groups of 12 channels do not fit.
-        let least = if channels == 384 { 1.55 } else { 1.05 };
-        for (pass, minimal) in [("forward", 4.0), ("backward", 6.0)] {
-            let c = launched.of(&format!("norm_{pass}_{kind}"));
-            let what = format!("{pass}, {name}");
-            accesses(table, &what, c);
-            let bytes = (c.load.bytes + c.store.bytes) / (spatial * channels) as f64;
-            let text = format!("{what}: bytes requested an element / {minimal}");
-            table.line(9, &text, bytes / minimal, AtMost(least));
         }
     }
 }

@@ -43,6 +43,8 @@ mod machine;
 #[cfg(langevin_cuda)]
 mod model;
 #[cfg(langevin_cuda)]
+mod norm;
+#[cfg(langevin_cuda)]
 mod resources;
 #[cfg(langevin_cuda)]
 mod steps;
@@ -60,7 +62,7 @@ const SECTIONS: &[(&str, Section)] = &[
     ("resources", resources::certify),
     ("conv2d", conv2d::certify),
     ("attention", attention::attention),
-    ("norm", attention::norm),
+    ("norm", norm::certify),
     ("elementwise", elementwise::certify),
     ("noising", elementwise::noising),
     ("sampler", steps::sampler),

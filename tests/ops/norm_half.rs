@@ -1,5 +1,7 @@
 //! Norms in bf16, against f64 of the rounded operands.
 
+use std::cell::RefCell;
+
 use super::common::{
     Case, Input, Machine, Outcome, assert_close, assert_same_bits, in_half, rounded_to_half,
     upstream, values,
@@ -22,14 +24,34 @@ struct Shape {
     spatial: usize,
     channels: usize,
     domain: Domain,
+    scale_shift: bool,
 }
 
 fn group([n, spatial, channels, groups]: [usize; 4]) -> Shape {
-    Shape { n, spatial, channels, domain: Domain::Group(groups) }
+    Shape { n, spatial, channels, domain: Domain::Group(groups), scale_shift: true }
 }
 
 fn layer([n, spatial, channels]: [usize; 3]) -> Shape {
-    Shape { n, spatial, channels, domain: Domain::Layer }
+    Shape { n, spatial, channels, domain: Domain::Layer, scale_shift: true }
+}
+
+/// Without scale and shift, of which there are kernels for small images.
+fn plain(shape: Shape) -> Shape {
+    Shape { scale_shift: false, ..shape }
+}
+
+/// Groups of one column of 8 channels to 8 of them, images of a warp's rows and not, whole
+/// blocks of channels and of images and not.
+fn small_shapes() -> Vec<Shape> {
+    let shapes = [
+        [19, 16, 32, 4],
+        [3, 64, 96, 6],
+        [5, 25, 80, 5],
+        [2, 37, 128, 4],
+        [9, 8, 64, 1],
+        [1, 9, 1040, 65],
+    ];
+    shapes.map(group).map(plain).into()
 }
 
 /// Channels of a multiple of 8 and not, groups of 4, 12 and of all channels, slices beside
@@ -49,12 +71,15 @@ fn shapes() -> Vec<Shape> {
     groups.map(group).into_iter().chain(layers.map(layer)).collect()
 }
 
-/// x, gamma, beta, scale_shift, as the kernels see them.
+/// x, gamma, beta, scale_shift (zeros where there is none), as the kernels see them.
 fn operands(s: Shape) -> [Vec<f32>; 4] {
     let x: Vec<f32> =
         values(1, s.n * s.spatial * s.channels).iter().map(|v| 2.0 * v + 0.5).collect();
     let gamma = values(2, s.channels).iter().map(|v| 1.0 + 0.5 * v).collect();
-    let scale_shift = rounded_to_half(&values(4, s.n * 2 * s.channels));
+    let scale_shift = match s.scale_shift {
+        true => rounded_to_half(&values(4, s.n * 2 * s.channels)),
+        false => vec![0.0; s.n * 2 * s.channels],
+    };
     [rounded_to_half(&x), gamma, values(3, s.channels), scale_shift]
 }
 
@@ -114,24 +139,28 @@ fn run(
     s: Shape,
     [x, gamma, beta, scale_shift]: [&[f32]; 4],
     activation: Option<Activation>,
+    before: Option<&Outcome>,
 ) -> Outcome {
-    let inputs = [
+    let mut inputs = vec![
         Input::image(&[s.n, s.spatial, s.channels]).with(x),
         Input::parameter(&[s.channels]).with(gamma),
         Input::parameter(&[s.channels]).with(beta),
-        Input::image(&[s.n, 2 * s.channels]).with(scale_shift),
     ];
+    if s.scale_shift {
+        inputs.push(Input::image(&[s.n, 2 * s.channels]).with(scale_shift));
+    }
     let case = Case::new(&inputs, |p, t| {
-        let (gamma, beta, scale_shift) = (Some(t[1]), Some(t[2]), Some(t[3]));
+        let (gamma, beta, scale_shift) = (Some(t[1]), Some(t[2]), t.get(3).copied());
         let operands = NormOperands { gamma, beta, scale_shift, activation };
         p.norm(t[0], s.domain, 1e-5, operands).unwrap()
     });
-    case.run(1, None)
+    case.run(1, before)
 }
 
-fn results(outcome: &Outcome) -> [&[f32]; 5] {
-    let gradient = |i: usize| outcome.gradients[i].as_deref().expect("a gradient");
-    [&outcome.output, gradient(0), gradient(1), gradient(2), gradient(3)]
+/// What there is of [`NAMES`].
+fn results(outcome: &Outcome) -> Vec<&[f32]> {
+    let gradients = outcome.gradients.iter().map(|g| g.as_deref().expect("a gradient"));
+    std::iter::once(outcome.output.as_slice()).chain(gradients).collect()
 }
 
 fn check(s: Shape, activation: Option<Activation>) {
@@ -139,7 +168,7 @@ fn check(s: Shape, activation: Option<Activation>) {
     let all = [0, 1, 2, 3].map(|i| all[i].as_slice());
     let d_y = rounded_to_half(&upstream(all[0].len()));
     let expected = reference(s, all, &d_y, activation);
-    let found = run(s, all, activation);
+    let found = run(s, all, activation, None);
     for (i, found) in results(&found).into_iter().enumerate() {
         let what = format!("{} of {s:?}, {activation:?}", NAMES[i]);
         // One position of a group has nothing but rounding for a gradient.
@@ -158,12 +187,49 @@ fn norms_in_bf16_are_as_close_to_f64_as_pytorchs() {
 }
 
 #[test]
+fn norms_in_bf16_of_small_images_are_as_close_to_f64_as_pytorchs() {
+    in_half(|| {
+        for s in small_shapes() {
+            check(s, None);
+            check(s, Some(Activation::Silu));
+        }
+    });
+}
+
+#[test]
+fn gradients_in_bf16_have_the_same_bits_whichever_block_is_last_and_add_to_what_was_there() {
+    let first: RefCell<Vec<Vec<Vec<f32>>>> = RefCell::default();
+    in_half(|| {
+        let shapes = [group([5, 70, 24, 2]), layer([19, 70, 40]), plain(group([19, 16, 32, 4]))];
+        for (i, s) in shapes.into_iter().enumerate() {
+            let all = operands(s);
+            let all = [0, 1, 2, 3].map(|i| all[i].as_slice());
+            let once = run(s, all, Some(Activation::Silu), None);
+            let twice = run(s, all, Some(Activation::Silu), Some(&once));
+            let mut first = first.borrow_mut();
+            if first.len() == i {
+                first.push(results(&once).into_iter().map(<[f32]>::to_vec).collect());
+            }
+            let (expected, once) = (&first[i], results(&once));
+            for (k, twice) in results(&twice).into_iter().enumerate() {
+                assert_same_bits(NAMES[k], once[k], &expected[k]);
+                let doubled: Vec<f32> = once[k].iter().map(|v| 2.0 * v).collect();
+                if k > 0 {
+                    assert_same_bits(NAMES[k], twice, &doubled);
+                }
+            }
+        }
+    });
+}
+
+#[test]
 fn norms_in_bf16_take_every_activation() {
     in_half(|| {
         for activation in [Activation::Gelu, Activation::GeluTanh, Activation::Mish] {
             check(group([1, 9, 32, 4]), Some(activation));
             check(group([1, 9, 6, 2]), Some(activation));
             check(layer([1, 9, 32]), Some(activation));
+            check(plain(group([3, 16, 32, 4])), Some(activation));
         }
     });
 }
@@ -176,14 +242,14 @@ fn norms_in_bf16_of_images_beyond_shared_memory_read_the_rest_again() {
 #[test]
 fn norms_in_bf16_give_an_image_the_same_bits_in_any_batch() {
     in_half(|| {
-        for s in [group([3, 70, 24, 2]), layer([3, 70, 40])] {
+        for s in [group([3, 70, 24, 2]), layer([3, 70, 40]), plain(group([3, 64, 32, 4]))] {
             let all = operands(s);
-            let together = run(s, [0, 1, 2, 3].map(|i| all[i].as_slice()), None);
+            let together = run(s, [0, 1, 2, 3].map(|i| all[i].as_slice()), None, None);
             let one = Shape { n: 1, ..s };
             let x = &all[0][..all[0].len() / 3];
             let scale_shift = &all[3][..all[3].len() / 3];
-            let alone = run(one, [x, &all[1], &all[2], scale_shift], None);
-            for i in [0, 1, 4] {
+            let alone = run(one, [x, &all[1], &all[2], scale_shift], None, None);
+            for i in [0, 1, 4].into_iter().filter(|&i| i < results(&alone).len()) {
                 let (a, b) = (results(&alone)[i], results(&together)[i]);
                 assert_same_bits(NAMES[i], a, &b[..a.len()]);
             }
@@ -195,8 +261,12 @@ fn norms_in_bf16_give_an_image_the_same_bits_in_any_batch() {
 #[test]
 fn group_norm_in_bf16_reads_two_tensors_side_by_side_in_place() {
     in_half(|| {
-        for (s, second) in [(group([2, 33, 48, 4]), 16), (group([2, 9, 12, 4]), 5)] {
-            let Shape { n, spatial, channels: c, domain } = s;
+        for (s, second) in [
+            (group([2, 33, 48, 4]), 16),
+            (group([2, 9, 12, 4]), 5),
+            (plain(group([3, 33, 48, 3])), 16),
+        ] {
+            let Shape { n, spatial, channels: c, domain, .. } = s;
             let [x, gamma, beta, scale_shift] = operands(s);
             let d_y = rounded_to_half(&upstream(x.len()));
             let activation = Some(Activation::Silu);
@@ -211,16 +281,16 @@ fn group_norm_in_bf16_reads_two_tensors_side_by_side_in_place() {
             let [d_x1, d_x2] = [0, 1].map(|i| tensor(["d_x1", "d_x2"][i], &[n, spatial, side[i]]));
             let [y, of_y] = ["y", "d_y"].map(|name| tensor(name, &[n, spatial, c]));
             let [of_gamma, of_beta] = ["gamma", "beta"].map(|name| tensor(name, &[c]));
-            let of_both = tensor("scale_shift", &[n, 2 * c]);
+            let of_both = s.scale_shift.then(|| tensor("scale_shift", &[n, 2 * c]));
             let [mean, rstd] = ["mean", "rstd"].map(|name| tensor(name, &[n, op.domains()]));
             let write = |tensor| Some(Write { tensor, mode: Mode::Write });
             plan.nodes.push(Node {
                 op: Op::Norm(op),
-                inputs: vec![Some(x1), Some(of_gamma), Some(of_beta), Some(of_both), Some(x2)],
+                inputs: vec![Some(x1), Some(of_gamma), Some(of_beta), of_both, Some(x2)],
                 outputs: vec![write(y), write(mean), write(rstd)],
                 workspace: None,
             });
-            let vectors = [Some(of_gamma), Some(of_beta), Some(of_both)];
+            let vectors = [Some(of_gamma), Some(of_beta), of_both];
             let others = [Some(mean), Some(rstd), Some(of_y), Some(x2)];
             plan.nodes.push(Node {
                 op: Op::NormBackward(op),
@@ -236,7 +306,9 @@ fn group_norm_in_bf16_reads_two_tensors_side_by_side_in_place() {
             machine.upload(x2, &part(&x, side[0], second));
             machine.upload(of_gamma, &gamma);
             machine.upload(of_beta, &beta);
-            machine.upload(of_both, &scale_shift);
+            if let Some(of_both) = of_both {
+                machine.upload(of_both, &scale_shift);
+            }
             machine.upload(of_y, &d_y);
             machine.run();
             assert_close("y", &machine.download(y), &expected[0], 2.0 * PYTORCH[0], 0.0);

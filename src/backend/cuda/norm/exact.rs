@@ -60,7 +60,7 @@ pub(super) fn forward(op: &Norm, call: &Call, params: params::Norm) -> Result<()
             let params = params::Norm { slice: slices.slice as i32, kept: kept as i32, ..params };
             let entry =
                 by_lanes(slices.lanes, &NORM_FORWARD_GROUP_F32, &NORM_FORWARD_GROUP_ODD_F32);
-            launch_slices(op, call, entry, &slices, bytes, &params)
+            launch_slices(call, entry, [slices.blocks, op.n], bytes, &params)
         }
         Domain::Layer => {
             let entry =
@@ -79,7 +79,7 @@ pub(super) fn backward(op: &Norm, call: &Call, params: params::NormBackward) -> 
             let params = params::NormBackward { slice, kept, ..params };
             let entry =
                 by_lanes(slices.lanes, &NORM_BACKWARD_GROUP_F32, &NORM_BACKWARD_GROUP_ODD_F32);
-            launch_slices(op, call, entry, &slices, bytes, &params)
+            launch_slices(call, entry, [slices.blocks, op.n], bytes, &params)
         }
         Domain::Layer => {
             let entry =

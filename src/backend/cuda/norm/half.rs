@@ -3,9 +3,11 @@
 use super::super::arguments::Call;
 use super::super::entries::{
     Entry, NORM_BACKWARD_GROUP_ANY_BF16, NORM_BACKWARD_GROUP_BF16, NORM_BACKWARD_GROUP_ODD_BF16,
-    NORM_BACKWARD_GROUP_SILU_BF16, NORM_BACKWARD_LAYER_1024_BF16, NORM_BACKWARD_LAYER_2048_BF16,
-    NORM_FORWARD_GROUP_ANY_BF16, NORM_FORWARD_GROUP_BF16, NORM_FORWARD_GROUP_ODD_BF16,
-    NORM_FORWARD_GROUP_SILU_BF16, NORM_FORWARD_LAYER_1024_BF16, NORM_FORWARD_LAYER_2048_BF16,
+    NORM_BACKWARD_GROUP_SILU_BF16, NORM_BACKWARD_GROUP_SMALL_BF16,
+    NORM_BACKWARD_GROUP_SMALL_SILU_BF16, NORM_BACKWARD_LAYER_1024_BF16,
+    NORM_BACKWARD_LAYER_2048_BF16, NORM_FORWARD_GROUP_ANY_BF16, NORM_FORWARD_GROUP_BF16,
+    NORM_FORWARD_GROUP_ODD_BF16, NORM_FORWARD_GROUP_SILU_BF16, NORM_FORWARD_GROUP_SMALL_BF16,
+    NORM_FORWARD_GROUP_SMALL_SILU_BF16, NORM_FORWARD_LAYER_1024_BF16, NORM_FORWARD_LAYER_2048_BF16,
     params,
 };
 use super::{Slices, launch_slices};
@@ -82,7 +84,68 @@ impl Slices {
     }
 }
 
+/// How a group norm of small images is cut, from the shape of one image alone; see
+/// norm_small_half.cu.
+struct Small {
+    /// Channels of a block.
+    slice: usize,
+    /// Images of a block.
+    images: usize,
+}
+
+impl Small {
+    /// Warps of a block, and packs of a tensor that a lane keeps.
+    const WARPS: usize = 4;
+    const SLOTS: usize = 8;
+    /// Most columns of a warp's slice.
+    const MOST_ALONG: usize = 8;
+    /// Most positions of an image. In larger ones gamma and beta are few bytes among the rest.
+    const MOST_POSITIONS: usize = 64;
+
+    /// None where images are not small, or so small that most lanes would be idle, and where
+    /// groups are not powers of two of whole columns.
+    fn new(op: &Norm, x2_channels: i32, has_scale_shift: bool) -> Option<Self> {
+        let Domain::Group(groups) = op.domain else { return None };
+        let columns = op.channels / groups / CHUNK;
+        let along = columns.max(SECTOR / CHUNK);
+        let whole = op.channels == groups * columns * CHUNK
+            && columns.is_power_of_two()
+            && along <= Self::MOST_ALONG
+            && op.channels.is_multiple_of(along * CHUNK)
+            && x2_channels as usize % CHUNK == 0;
+        let known = matches!(op.activation, None | Some(Activation::Silu)) && !has_scale_shift;
+        if !whole || !known {
+            return None;
+        }
+        let rows = 32 / along;
+        let fits = 2 * op.spatial >= rows && op.spatial <= Self::MOST_POSITIONS;
+        let turns = op.spatial.div_ceil(rows);
+        (fits && turns <= Self::SLOTS)
+            .then(|| Small { slice: Self::WARPS * along * CHUNK, images: Self::SLOTS / turns })
+    }
+
+    /// Launches over all slices and images; of two entries the one for the activation.
+    fn launch<P>(
+        &self,
+        op: &Norm,
+        call: &Call,
+        [none, silu]: [&'static Entry<P>; 2],
+        params: &P,
+    ) -> Result<()> {
+        let entry = if op.activation.is_none() { none } else { silu };
+        let grid = [op.channels.div_ceil(self.slice), op.n.div_ceil(self.images)];
+        launch_slices(call, entry, grid, 0, params)
+    }
+}
+
 pub(super) fn forward(op: &Norm, call: &Call, params: params::Norm) -> Result<()> {
+    let has_scale_shift = !params.scale_shift.is_null();
+    if let Some(small) = Small::new(op, params.x2_channels, has_scale_shift) {
+        let (slice, kept) = (small.slice as i32, small.images as i32);
+        let params = params::Norm { slice, kept, ..params };
+        let entries = [&NORM_FORWARD_GROUP_SMALL_BF16, &NORM_FORWARD_GROUP_SMALL_SILU_BF16];
+        return small.launch(op, call, entries, &params);
+    }
     match op.domain {
         Domain::Group(groups) => {
             let slices = Slices::half(op, groups, params.x2_channels);
@@ -95,7 +158,7 @@ pub(super) fn forward(op: &Norm, call: &Call, params: params::Norm) -> Result<()
                 &NORM_FORWARD_GROUP_ODD_BF16,
             ];
             let entry = slices.pick(op.activation, entries);
-            launch_slices(op, call, entry, &slices, bytes, &params)
+            launch_slices(call, entry, [slices.blocks, op.n], bytes, &params)
         }
         Domain::Layer => {
             let entry = match op.channels <= NARROW {
@@ -110,6 +173,13 @@ pub(super) fn forward(op: &Norm, call: &Call, params: params::Norm) -> Result<()
 }
 
 pub(super) fn backward(op: &Norm, call: &Call, params: params::NormBackward) -> Result<()> {
+    let has_scale_shift = !params.scale_shift.is_null();
+    if let Some(small) = Small::new(op, params.x2_channels, has_scale_shift) {
+        let (slice, kept) = (small.slice as i32, small.images as i32);
+        let params = params::NormBackward { slice, kept, ..params };
+        let entries = [&NORM_BACKWARD_GROUP_SMALL_BF16, &NORM_BACKWARD_GROUP_SMALL_SILU_BF16];
+        return small.launch(op, call, entries, &params);
+    }
     match op.domain {
         Domain::Group(groups) => {
             let slices = Slices::half(op, groups, params.x2_channels);
@@ -123,7 +193,7 @@ pub(super) fn backward(op: &Norm, call: &Call, params: params::NormBackward) -> 
                 &NORM_BACKWARD_GROUP_ODD_BF16,
             ];
             let entry = slices.pick(op.activation, entries);
-            launch_slices(op, call, entry, &slices, bytes, &params)
+            launch_slices(call, entry, [slices.blocks, op.n], bytes, &params)
         }
         Domain::Layer => {
             let entry = match op.channels <= NARROW {

@@ -1,5 +1,6 @@
 //! Launches of norms: `kernels/norm_group.cu` and `norm_layer.cu` in f32 ([`exact`]),
-//! `norm_group_half.cu` and `norm_layer_half.cu` in bf16 ([`half`]). One a node.
+//! `norm_group_half.cu`, `norm_small_half.cu` and `norm_layer_half.cu` in bf16 ([`half`]).
+//! One a node.
 //!
 //! A group norm's x may lie in two tensors, side by side in channels, so that their
 //! concatenation need not be formed: [`X2`], [`BACKWARD_X2`] and [`D_X2`] are the positions
@@ -80,6 +81,7 @@ pub(super) fn norm(op: &Norm, call: &Call) -> Result<()> {
         beta: call.optional(2),
         scale_shift: call.optional_as(3, dtype),
         spatial: op.spatial as i64,
+        n: op.n as i32,
         channels: op.channels as i32,
         x2_channels: x2_channels(op, call, X2) as i32,
         groups: groups(op) as i32,
@@ -127,6 +129,7 @@ pub(super) fn norm_backward(op: &Norm, call: &Call) -> Result<()> {
         d_y: call.input_as(6, dtype),
         joined: call.optional_as(JOINED, dtype),
         spatial: op.spatial as i64,
+        n: op.n as i32,
         channels: op.channels as i32,
         x2_channels: x2_channels(op, call, BACKWARD_X2) as i32,
         groups: groups(op) as i32,
@@ -145,18 +148,17 @@ pub(super) fn norm_backward(op: &Norm, call: &Call) -> Result<()> {
     }
 }
 
-/// Launches a group norm: a block a slice and image. Backward each slice has a counter.
+/// Launches a group norm: `rows` blocks a slice, which has a counter for its backward pass.
 fn launch_slices<P>(
-    op: &Norm,
     call: &Call,
     entry: &Entry<P>,
-    slices: &Slices,
+    [slices, rows]: [usize; 2],
     shared_bytes: u32,
     params: &P,
 ) -> Result<()> {
-    if slices.blocks > COUNTERS {
-        let problem = format!("{} slices of channels are more than {COUNTERS}", slices.blocks);
+    if slices > COUNTERS {
+        let problem = format!("{slices} slices of channels are more than {COUNTERS}");
         return Err(Error::Launch { op: call.node().op.name(), kernel: entry.name, problem });
     }
-    call.launch(entry, [slices.blocks, op.n, 1], shared_bytes, params)
+    call.launch(entry, [slices, rows, 1], shared_bytes, params)
 }
