@@ -66,6 +66,23 @@ template <int V> INLINE void write(Bf16 *p, Pack<V> x, bool add = false) {
     }
 }
 
+/// Four floats of shared memory, read each time rather than held in registers.
+INLINE Pack<4> shared_quad(const void *p) {
+    Pack<4> x;
+    asm volatile("ld.shared.v4.f32 {%0,%1,%2,%3}, [%4];"
+                 : "=f"(x[0]), "=f"(x[1]), "=f"(x[2]), "=f"(x[3])
+                 : "r"((unsigned)__cvta_generic_to_shared(p))
+                 : "memory");
+    return x;
+}
+
+/// Writes four floats to shared memory at once.
+INLINE void write_shared_quad(void *p, float a, float b, float c, float d) {
+    asm volatile("st.shared.v4.f32 [%0], {%1,%2,%3,%4};" ::"r"((unsigned)__cvta_generic_to_shared(p)), "f"(a), "f"(b),
+                 "f"(c), "f"(d)
+                 : "memory");
+}
+
 /// A tensor that may be two side by side in channels, at an image's channel c.
 template <typename T> struct Source {
     T *first;

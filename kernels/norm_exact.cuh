@@ -28,6 +28,12 @@ INLINE void affine(const P &p, Len image, int c, float (&gain)[V], float (&bias)
     }
 }
 
+/// Keeps what was read, in shared memory.
+template <int V> INLINE void keep(float *to, const Pack<V> &x) {
+    if constexpr (V == 4) write_shared_quad(to, x[0], x[1], x[2], x[3]);
+    else *to = x[0];
+}
+
 /// A sum of many floats: f32 over SHORT terms, f64 over those.
 struct Sum {
     float part = 0.0f;

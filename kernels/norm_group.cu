@@ -121,7 +121,7 @@ template <int V> INLINE void group_forward(const Norm &p) {
             (int)p.spatial, c,
             [&](int s, int kept) {
                 Pack<V> l = read<V>(x.at(s));
-                if (p.kept) write<V>(cache + kept, l);
+                if (p.kept) keep<V>(cache + kept, l);
 #pragma unroll
                 for (int k = 0; k < V; k++) first.add(l[k]);
             },
@@ -189,9 +189,11 @@ template <int V> INLINE void group_forward(const Norm &p) {
 }
 
 template <int V> INLINE void group_backward(const NormBackward &p) {
-    extern __shared__ __align__(16) float cache[];
+    // Sums of each column weighted by its gain, for its group, and behind them what is kept.
+    extern __shared__ __align__(16) double of_group[][THREADS];
+    float *cache = (float *)of_group[2];
     // Sums of each thread: P of its V channels, then Q.
-    __shared__ double sums[2 * V][THREADS], of_group[2][THREADS];
+    __shared__ double sums[2 * V][THREADS];
     Place<V> at(p.channels, p.slice);
     int t = threadIdx.x, group_len = p.channels / p.groups;
     float *kept_d_y = cache + p.spatial * at.columns * V;
@@ -228,8 +230,8 @@ template <int V> INLINE void group_backward(const NormBackward &p) {
                 [&](int s, int kept) {
                     Pack<V> l = read<V>(x.at(s)), d = read<V>(d_y.at(s));
                     if (p.kept) {
-                        write<V>(cache + kept, l);
-                        write<V>(kept_d_y + kept, d);
+                        keep<V>(cache + kept, l);
+                        keep<V>(kept_d_y + kept, d);
                     }
 #pragma unroll
                     for (int k = 0; k < V; k++) {

@@ -36,23 +36,6 @@ INLINE float of_lane_0(const float *p) {
     return __shfl_sync(0xffffffffu, x, 0);
 }
 
-/// Four floats of shared memory, read each time rather than held in registers.
-INLINE Pack<4> shared_quad(const void *p) {
-    Pack<4> x;
-    asm volatile("ld.shared.v4.f32 {%0,%1,%2,%3}, [%4];"
-                 : "=f"(x[0]), "=f"(x[1]), "=f"(x[2]), "=f"(x[3])
-                 : "r"((unsigned)__cvta_generic_to_shared(p))
-                 : "memory");
-    return x;
-}
-
-/// Writes four floats to shared memory at once.
-INLINE void write_shared_quad(void *p, float a, float b, float c, float d) {
-    asm volatile("st.shared.v4.f32 [%0], {%1,%2,%3,%4};" ::"r"((unsigned)__cvta_generic_to_shared(p)), "f"(a), "f"(b),
-                 "f"(c), "f"(d)
-                 : "memory");
-}
-
 /// Gain and bias of an image's channel.
 struct Affine {
     float gain, bias;

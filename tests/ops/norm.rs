@@ -102,6 +102,13 @@ fn group_norm_matches_f64_when_a_group_is_wider_than_a_slab() {
 }
 
 #[test]
+fn group_norm_matches_f64_where_slices_fill_shared_memory_and_where_they_do_not_fit() {
+    // Backward 32 KB are kept of the one, and nothing of the 83 KB of the other.
+    check(shape(1, 256, 16, Domain::Group(1)), true, false, Some(Activation::Silu));
+    check(shape(1, 1300, 8, Domain::Group(1)), true, false, None);
+}
+
+#[test]
 fn group_norm_with_scale_shift_matches_f64_and_finite_differences() {
     check(shape(3, 10, 12, Domain::Group(4)), true, true, Some(Activation::Silu));
     check(shape(2, 10, 12, Domain::Group(3)), false, true, None);

@@ -13,8 +13,11 @@ use crate::ops::norm::{Domain, Norm};
 /// Threads of a block.
 const THREADS: usize = 256;
 
-/// Dynamic shared memory that leaves room for the sums on every card (99 KB).
+/// Shared memory for slices that leaves room for the sums on every card (99 KB).
 const MOST_CACHE_BYTES: usize = 76 << 10;
+
+/// Sums for groups in front of what a backward pass keeps: two f64 a thread.
+const GROUP_SUM_BYTES: u32 = 2 * 8 * THREADS as u32;
 
 /// Channels of a sector, and of 16 bytes.
 const SECTOR: usize = 8;
@@ -79,7 +82,7 @@ pub(super) fn backward(op: &Norm, call: &Call, params: params::NormBackward) -> 
             let params = params::NormBackward { slice, kept, ..params };
             let entry =
                 by_lanes(slices.lanes, &NORM_BACKWARD_GROUP_F32, &NORM_BACKWARD_GROUP_ODD_F32);
-            launch_slices(call, entry, [slices.blocks, op.n], bytes, &params)
+            launch_slices(call, entry, [slices.blocks, op.n], bytes + GROUP_SUM_BYTES, &params)
         }
         Domain::Layer => {
             let entry =
