@@ -130,7 +130,8 @@ INLINE void image_vectors(const NormBackward &p, Len image, int c, Real (&of_p)[
 }
 
 /// Adds sums [2, channels], P before Q, of the channels from c on.
-template <int V, typename Real> INLINE void add_sums(const NormBackward &p, const float *sums, int c, Real (&of_p)[V], Real (&of_q)[V]) {
+template <int V, typename Real>
+INLINE void add_sums(const NormBackward &p, const float *sums, int c, Real (&of_p)[V], Real (&of_q)[V]) {
     Pack<V> more_p = read<V>(sums + c), more_q = read<V>(sums + p.channels + c);
 #pragma unroll
     for (int k = 0; k < V; k++) {

@@ -28,6 +28,7 @@ INLINE int thread() {
     return t;
 }
 
+/// Exchanges two registers.
 INLINE void swap(float &a, float &b) {
     float c = a;
     a = b;
@@ -267,7 +268,7 @@ template <int V, Word ACTIVATION> INLINE void group_backward(const NormBackward 
         to[1] = Source<const Bf16>(p.d_y, nullptr, p.channels, 0, at.image, spatial, channel);
     };
     const Source<const Bf16> none(p.x, nullptr, p.channels, 0, 0, 0, 0);
-    // Gains of a column: in registers, but where f' needs those.
+    // Gains of a column: in registers, but where f' needs those, a half at a time.
     auto gains = [&](int column, Pack<QUAD> (&ka)[V / QUAD]) {
 #pragma unroll
         for (int h = 0; h < (ACTIVATION == ANY ? 0 : V / QUAD); h++) ka[h] = at.quad(a, column, h);
@@ -340,7 +341,7 @@ template <int V, Word ACTIVATION> INLINE void group_backward(const NormBackward 
         sources(column, from);
         Source<Bf16> to(p.d_x, p.d_x2, p.channels, p.x2_channels, at.image, spatial, channel);
         each<V, false>(at, column, spatial, p.kept, cache, from, [&](int s, const Raw<V>(&raw)[2]) {
-            Pack<V> d_x;
+            Pack<V> d_x = {};
 #pragma unroll(ACTIVATION == ANY ? 1 : 2)
             for (int h = 0; h < V / QUAD; h++) {
                 Pack<QUAD> x = raw[0].quad(h), d_y = raw[1].quad(h), kb = at.quad(b, column, h);
@@ -349,6 +350,7 @@ template <int V, Word ACTIVATION> INLINE void group_backward(const NormBackward 
 #pragma unroll
                 for (int k = 0; k < QUAD; k++) {
                     float dv = d_y[k] * slope<ACTIVATION>(p.activation, fmaf(x[k], gain[k], kb[k]));
+                    // The first half goes up to where it belongs.
                     if (V > QUAD) d_x[k] = d_x[k + V - QUAD];
                     d_x[k + V - QUAD] = fmaf(dv, gain[k], fmaf(x[k], kc[k], kd[k]));
                 }

@@ -47,7 +47,8 @@ struct Lane {
 
     /// A tensor of all channels, or two side by side, at the first image's positions; those of
     /// the next image follow.
-    template <typename T> INLINE Source<T> source(const void *x, const void *x2, int channels, int x2_channels, int spatial) const {
+    template <typename T>
+    INLINE Source<T> source(const void *x, const void *x2, int channels, int x2_channels, int spatial) const {
         return Source<T>(x, x2, channels, x2_channels, first, spatial, channel);
     }
 
