@@ -1,10 +1,10 @@
-// attention.cu's forward pass in bf16 on tensor cores; sums, softmax and lse in f32.
+// attention.cu's forward pass in bf16 or tf32 on tensor cores; sums, softmax and lse in f32.
 //
 // A warp has 16 or 32 queries of one head of one image. The block walks over tiles of TILE
 // keys and values, of which cp.async brings the next while one is multiplied, PART keys at a
 // time. Queries stay in registers, and so do the scores, which become the left operand of
-// the product with the values. The product takes weights rounded to bf16; their sum, by
-// which it is divided and from which lse comes, is of the weights in f32.
+// the product with the values. The product takes rounded weights; their sum, by which it is
+// divided and from which lse comes, is of the weights in f32.
 //
 // The softmax is online (Milakov & Gimelshein 2018), but a row's reference is not the
 // largest score so far: weights are 2^(score - reference), and their sum may be anything
@@ -18,9 +18,10 @@ constexpr float HEADROOM = 30.0f;
 
 /// M times 16 queries a warp. Shared memory: two stages of tiles of keys and of values,
 /// through which the queries have come.
-template <int D, int TILE, int PART, int M, int WARPS, bool ALIGNED> INLINE void forward(const Attention &p) {
-    using Tile = HeadTile<D>;
-    using Rows = HeadRows<D, 32 * WARPS, ALIGNED>;
+template <typename T, int D, int TILE, int PART, int M, int WARPS, bool ALIGNED = true>
+INLINE void forward(const Attention &p) {
+    using Tile = HeadTile<T, D>;
+    using Rows = HeadRows<T, D, 32 * WARPS, ALIGNED>;
     constexpr int QUERIES = 16 * M * WARPS;
     constexpr unsigned BYTES = TILE * Tile::PITCH, STAGE = 2 * BYTES;
     static_assert(QUERIES <= 4 * TILE && TILE % PART == 0, "room for the queries, whole parts");
@@ -48,14 +49,15 @@ template <int D, int TILE, int PART, int M, int WARPS, bool ALIGNED> INLINE void
         q_rows.seek(from);
         q_rows.template fetch<QUERIES>(q_tile, (int)min(p.s_q - from, (Len)QUERIES));
         commit_copies();
+        if (BESIDE) fetch_first();
+        await_copies<BESIDE>();
+        q_rows.template round<QUERIES, 1>(q_tile);
+        __syncthreads();
     }
-    if (BESIDE) fetch_first();
-    await_copies<BESIDE>();
-    __syncthreads();
-    LaneSteps rows(Tile::by_rows()), columns(Tile::by_columns());
-    unsigned q[D / 16][M][4];
+    LaneSteps<T> rows(Tile::by_rows()), columns(Tile::by_columns());
+    unsigned q[D / TERMS<T>][M][4];
 #pragma unroll
-    for (int k = 0; k < D / 16; k++) load_left<D, M>(q[k], q_tile + warp_rows, rows, k);
+    for (int k = 0; k < D / TERMS<T>; k++) load_left<T, D, M>(q[k], q_tile + warp_rows, rows, k);
     __syncthreads();
     if (!BESIDE) fetch_first();
 
@@ -63,11 +65,16 @@ template <int D, int TILE, int PART, int M, int WARPS, bool ALIGNED> INLINE void
     // Of rows g and g + 8 of each 16.
     float reference[M][2], sum[M][2] = {}, next_sum[M][2], s[M][PART / 8][4];
     float o[M][D / 8][4] = {};
-    unsigned w[M][PART / 16][4];
+    unsigned w[M][PART / TERMS<T>][4];
 #pragma unroll
     for (int m = 0; m < M; m++) reference[m][0] = reference[m][1] = -INFINITY;
 
     unsigned stage = 0;
+    auto arrive = [&] {
+        await_copies<0>();
+        kv_rows.template round<TILE, 2>(stages + stage);
+        __syncthreads();
+    };
     auto prefetch = [&] {
         kv_rows.template fetch<TILE, 2>(stages + (STAGE - stage), apart);
         commit_copies();
@@ -80,7 +87,7 @@ template <int D, int TILE, int PART, int M, int WARPS, bool ALIGNED> INLINE void
 #pragma unroll
                 for (int e = 0; e < 4; e++) s[m][j][e] = 0.0f;
 #pragma unroll
-        for (int k = 0; k < D / 16; k++) step<D, PART, M>(s, tile, columns, k, q[k]);
+        for (int k = 0; k < D / TERMS<T>; k++) step<T, D, PART, M>(s, tile, columns, k, q[k]);
     };
     auto weigh = [&] {
         unsigned any = 0;
@@ -93,7 +100,7 @@ template <int D, int TILE, int PART, int M, int WARPS, bool ALIGNED> INLINE void
                 for (int j = 0; j < PART / 8; j++) {
                     float first = exp2_fast(fmaf(s[m][j][2 * h], scale, -reference[m][h]));
                     float second = exp2_fast(fmaf(s[m][j][2 * h + 1], scale, -reference[m][h]));
-                    w[m][j / 2][j % 2 * 2 + h] = pack(first, second);
+                    put_left<T, PART>(w[m], j, h, first, second);
                     next_sum[m][h] += first;
                     next_sum[m][h] += second;
                 }
@@ -124,7 +131,7 @@ template <int D, int TILE, int PART, int M, int WARPS, bool ALIGNED> INLINE void
             }
     };
     auto add_values = [&](unsigned tile) {
-        accumulate<D, PART, M>(o, w, tile, rows);
+        accumulate<T, D, PART, M>(o, w, tile, rows);
 #pragma unroll
         for (int m = 0; m < M; m++) {
 #pragma unroll
@@ -132,8 +139,7 @@ template <int D, int TILE, int PART, int M, int WARPS, bool ALIGNED> INLINE void
         }
     };
 
-    await_copies<0>();
-    __syncthreads();
+    arrive();
     if (left > 0) prefetch();
     // The first tile, the last one, and what is left of one in which a sum reached 2 take
     // the loop that can mask and raise, all others the one that cannot.
@@ -163,8 +169,7 @@ again:
     stage = STAGE - stage;
 #pragma unroll 1
     while (--left > 0) {
-        await_copies<0>();
-        __syncthreads();
+        arrive();
         prefetch();
 #pragma unroll
         for (int i = 0; i < TILE; i += PART) {
@@ -180,8 +185,7 @@ again:
         stage = STAGE - stage;
     }
     if (left == 0) {
-        await_copies<0>();
-        __syncthreads();
+        arrive();
         part = 0;
         goto again;
     }
@@ -197,7 +201,7 @@ again:
             sum[m][h] += __shfl_xor_sync(0xffffffffu, sum[m][h], 2);
         }
         float inverse[2] = {1.0f / sum[m][0], 1.0f / sum[m][1]};
-        deliver<D>(p.o, head.q + row * head.row, head.row, p.head_dim, exist, stages + warp_rows, o[m], inverse, false);
+        deliver<T, D>(p.o, head.q + row * head.row, head.row, p.head_dim, exist, stages + warp_rows, o[m], inverse, false);
         int g = threadIdx.x % 32 / 4;
         if (threadIdx.x % 4 == 0) {
 #pragma unroll
@@ -209,12 +213,15 @@ again:
     }
 }
 
-ENTRY(attention_forward_16_bf16, Attention, 128, 1) { forward<16, 64, 64, 1, 4, true>(p); }
-ENTRY(attention_forward_32_bf16, Attention, 128, 1) { forward<32, 64, 64, 1, 4, true>(p); }
-ENTRY(attention_forward_64_bf16, Attention, 128, 1) { forward<64, 64, 64, 1, 4, true>(p); }
-ENTRY(attention_forward_128_bf16, Attention, 128, 1) { forward<128, 64, 64, 1, 4, true>(p); }
-ENTRY(attention_forward_256_bf16, Attention, 256, 1) { forward<256, 32, 32, 1, 8, true>(p); }
-ENTRY(attention_forward_tall_64_bf16, Attention, 128, 1) { forward<64, 64, 64, 2, 4, true>(p); }
-ENTRY(attention_forward_tall_128_bf16, Attention, 256, 1) { forward<128, 96, 16, 2, 8, true>(p); }
-ENTRY(attention_forward_odd_64_bf16, Attention, 128, 1) { forward<64, 64, 64, 1, 4, false>(p); }
-ENTRY(attention_forward_odd_256_bf16, Attention, 128, 1) { forward<256, 16, 16, 1, 4, false>(p); }
+ENTRY(attention_forward_16_bf16, Attention, 128, 1) { forward<Bf16, 16, 64, 64, 1, 4>(p); }
+ENTRY(attention_forward_32_bf16, Attention, 128, 1) { forward<Bf16, 32, 64, 64, 1, 4>(p); }
+ENTRY(attention_forward_64_bf16, Attention, 128, 1) { forward<Bf16, 64, 64, 64, 1, 4>(p); }
+ENTRY(attention_forward_128_bf16, Attention, 128, 1) { forward<Bf16, 128, 64, 64, 1, 4>(p); }
+ENTRY(attention_forward_256_bf16, Attention, 256, 1) { forward<Bf16, 256, 32, 32, 1, 8>(p); }
+ENTRY(attention_forward_tall_64_bf16, Attention, 128, 1) { forward<Bf16, 64, 64, 64, 2, 4>(p); }
+ENTRY(attention_forward_tall_128_bf16, Attention, 256, 1) { forward<Bf16, 128, 96, 16, 2, 8>(p); }
+ENTRY(attention_forward_odd_64_bf16, Attention, 128, 1) { forward<Bf16, 64, 64, 64, 1, 4, false>(p); }
+ENTRY(attention_forward_odd_256_bf16, Attention, 128, 1) { forward<Bf16, 256, 16, 16, 1, 4, false>(p); }
+ENTRY(attention_forward_32_tf32, Attention, 128, 1) { forward<float, 32, 64, 32, 1, 4>(p); }
+ENTRY(attention_forward_64_tf32, Attention, 128, 1) { forward<float, 64, 32, 32, 1, 4>(p); }
+ENTRY(attention_forward_128_tf32, Attention, 128, 1) { forward<float, 128, 32, 16, 1, 4>(p); }

@@ -1,4 +1,4 @@
-// attention.cu's backward passes in bf16 on tensor cores; weights, sums and lse in f32.
+// attention.cu's backward passes in bf16 or tf32 on tensor cores; weights, sums and lse in f32.
 //
 // A warp has 16 rows, a block 16 WARPS of one head of one image, and walks over tiles of
 // TILE rows of the other side, PART at a time: queries over keys for d_q, keys over queries
@@ -18,25 +18,25 @@
 constexpr int PAIR = 8;
 
 /// Writes the statistics, eight lanes a query.
-ENTRY(attention_backward_delta_bf16, AttentionBackward, 256) {
+template <typename T> INLINE void delta(const AttentionBackward &p) {
+    constexpr int COUNT = CHUNK<T>;
     Head head(p);
     Len query = (Len)blockIdx.x * 32 + threadIdx.x / 8, pairs = (p.s_q + 1) / 2;
     int lane = threadIdx.x % 8;
     bool exists = query < p.s_q;
-    const Bf16 *o = (const Bf16 *)p.o + head.q + query * head.row;
-    const Bf16 *d_o = (const Bf16 *)p.d_o + head.q + query * head.row;
+    const T *o = (const T *)p.o + head.q + query * head.row;
+    const T *d_o = (const T *)p.d_o + head.q + query * head.row;
     float sum = 0.0f;
-    if (exists && p.head_dim % 8 == 0) {
-        for (int d = lane * 8; d < p.head_dim; d += 64) {
-            Values<Bf16> a = {}, b = {};
-            a.add(o + d, 8);
-            b.add(d_o + d, 8);
+    if (exists && p.head_dim % COUNT == 0) {
+        for (int d = lane * COUNT; d < p.head_dim; d += 8 * COUNT) {
+            Values<T> a = {}, b = {};
+            a.add(o + d, COUNT);
+            b.add(d_o + d, COUNT);
 #pragma unroll
-            for (int e = 0; e < 8; e++) sum = fmaf(a.v[e], b.v[e], sum);
+            for (int e = 0; e < COUNT; e++) sum = fmaf(a.v[e], b.v[e], sum);
         }
     } else if (exists) {
-        for (int d = lane; d < p.head_dim; d += 8)
-            sum = fmaf(__bfloat162float(o[d]), __bfloat162float(d_o[d]), sum);
+        for (int d = lane; d < p.head_dim; d += 8) sum = fmaf((float)o[d], (float)d_o[d], sum);
     }
 #pragma unroll
     for (int d = 4; d > 0; d >>= 1) sum += __shfl_xor_sync(0xffffffffu, sum, d);
@@ -45,6 +45,9 @@ ENTRY(attention_backward_delta_bf16, AttentionBackward, 256) {
     float *pair = p.delta + (((Len)blockIdx.z * p.heads + blockIdx.y) * pairs + query / 2) * PAIR;
     pair[lane * 2 + query % 2] = lane == 2 ? -lse : -sum;
 }
+
+ENTRY(attention_backward_delta_bf16, AttentionBackward, 256) { delta<Bf16>(p); }
+ENTRY(attention_backward_delta_tf32, AttentionBackward, 256) { delta<float>(p); }
 
 /// What a pass finds.
 enum Target { D_Q, D_K, D_V, D_K_AND_V };
@@ -58,10 +61,10 @@ INLINE void read_quad(float (&to)[4], unsigned at) {
 
 /// Shared memory: two stages of tiles of the other side, through which the left operands
 /// that are kept have come; a left operand that is not kept; statistics of two stages.
-template <int D, int WARPS, int TILE, int PART, Target TARGET, bool KEEP_SECOND, bool ALIGNED>
+template <typename T, int D, int WARPS, int TILE, int PART, Target TARGET, bool KEEP_SECOND, bool ALIGNED = true>
 INLINE void backward(const AttentionBackward &p) {
-    using Tile = HeadTile<D>;
-    using Rows = HeadRows<D, 32 * WARPS, ALIGNED>;
+    using Tile = HeadTile<T, D>;
+    using Rows = HeadRows<T, D, 32 * WARPS, ALIGNED>;
     constexpr int OWN_ROWS = 16 * WARPS;
     constexpr bool BY_KEYS = TARGET != D_Q, WEIGHTS = TARGET == D_V || TARGET == D_K_AND_V;
     constexpr bool SCORES = TARGET != D_V;
@@ -76,25 +79,27 @@ INLINE void backward(const AttentionBackward &p) {
     Len from = (Len)blockIdx.x * OWN_ROWS, own = BY_KEYS ? head.kv : head.q, other = BY_KEYS ? head.q : head.kv;
     int there = (int)min(rows - from, (Len)OWN_ROWS);
 
-    LaneSteps by_rows(Tile::by_rows()), by_columns(Tile::by_columns());
-    unsigned a1[D / 16][1][4], a2[KEEP_SECOND ? D / 16 : 1][1][4];
+    LaneSteps<T> by_rows(Tile::by_rows()), by_columns(Tile::by_columns());
+    constexpr int STEPS = D / TERMS<T>;
+    unsigned a1[STEPS][1][4], a2[KEEP_SECOND ? STEPS : 1][1][4];
     auto bring = [&](const void *tensor, unsigned tile) {
         Rows mine(tensor, own, p.pitch, p.head_dim);
         mine.seek(from);
         mine.template fetch<OWN_ROWS>(tile, there);
         commit_copies();
         await_copies<0>();
+        mine.template round<OWN_ROWS, 1>(tile);
         __syncthreads();
     };
     bring(BY_KEYS ? p.k : p.q, stages);
 #pragma unroll
-    for (int k = 0; k < D / 16; k++) load_matrices(a1[k][0], stages + warp_rows + by_rows(k));
+    for (int k = 0; k < STEPS; k++) load_left<T, D, 1>(a1[k], stages + warp_rows, by_rows, k);
     __syncthreads();
     if constexpr (SCORES) {
         bring(BY_KEYS ? p.v : p.d_o, KEEP_SECOND ? stages : second);
         if constexpr (KEEP_SECOND) {
 #pragma unroll
-            for (int k = 0; k < D / 16; k++) load_matrices(a2[k][0], stages + warp_rows + by_rows(k));
+            for (int k = 0; k < STEPS; k++) load_left<T, D, 1>(a2[k], stages + warp_rows, by_rows, k);
             __syncthreads();
         }
     }
@@ -140,6 +145,7 @@ INLINE void backward(const AttentionBackward &p) {
     Len next = 0;
     auto turn = [&](auto is_short) {
         await_copies<0>();
+        both.template round<TILE, 2>(stages + stage);
         __syncthreads();
         if (left > 0) {
             both.template fetch<TILE, 2>(stages + (STAGE - stage), apart);
@@ -164,23 +170,23 @@ INLINE void backward(const AttentionBackward &p) {
                 }
             }
             // Step by step together the two products wait less, but take more registers.
-            constexpr bool TOGETHER = D < 256;
+            constexpr bool TOGETHER = Tile::CHUNKS < 32;
 #pragma unroll
-            for (int i = 0; i < (TOGETHER || !SCORES ? 1 : 2) * D / 16; i++) {
-                int k = i % (D / 16);
-                if (TOGETHER || i == k) step<D, PART, 1>(s, b1_tile, by_columns, k, a1[k]);
+            for (int i = 0; i < (TOGETHER || !SCORES ? 1 : 2) * STEPS; i++) {
+                int k = i % STEPS;
+                if (TOGETHER || i == k) step<T, D, PART, 1>(s, b1_tile, by_columns, k, a1[k]);
                 if constexpr (SCORES) {
                     if (!TOGETHER && i == k) continue;
                     if constexpr (KEEP_SECOND) {
-                        step<D, PART, 1>(d_p, b2_tile, by_columns, k, a2[k]);
+                        step<T, D, PART, 1>(d_p, b2_tile, by_columns, k, a2[k]);
                     } else {
                         unsigned a[1][4];
-                        load_left<D, 1>(a, second + warp_rows, by_rows, k);
-                        step<D, PART, 1>(d_p, b2_tile, by_columns, k, a);
+                        load_left<T, D, 1>(a, second + warp_rows, by_rows, k);
+                        step<T, D, PART, 1>(d_p, b2_tile, by_columns, k, a);
                     }
                 }
             }
-            unsigned w[1][PART / 16][4];
+            unsigned w[1][PART / TERMS<T>][4];
 #pragma unroll
             for (int j = 0; j < PART / 8; j++) {
                 float of_columns[4];
@@ -189,11 +195,11 @@ INLINE void backward(const AttentionBackward &p) {
                 for (int e = 0; e < 4; e++)
                     s[0][j][e] = exp2_fast(fmaf(s[0][j][e], scale, BY_KEYS ? of_columns[e % 2] : lse[e / 2]));
                 if constexpr (WEIGHTS) {
-                    w[0][j / 2][j % 2 * 2] = pack(s[0][j][0], s[0][j][1]);
-                    w[0][j / 2][j % 2 * 2 + 1] = pack(s[0][j][2], s[0][j][3]);
+                    put_left<T, PART>(w[0], j, 0, s[0][j][0], s[0][j][1]);
+                    put_left<T, PART>(w[0], j, 1, s[0][j][2], s[0][j][3]);
                 }
             }
-            if constexpr (WEIGHTS) accumulate<D, PART, 1>(d2, w, b2_tile, by_rows);
+            if constexpr (WEIGHTS) accumulate<T, D, PART, 1>(d2, w, b2_tile, by_rows);
             if constexpr (SCORES) {
 #pragma unroll
                 for (int j = 0; j < PART / 8; j++) {
@@ -203,10 +209,10 @@ INLINE void backward(const AttentionBackward &p) {
                         // A key that does not exist may have a weight beyond all bounds.
                         if (decltype(is_short)::value && part * PART + 8 * j + 2 * t + e % 2 >= short_rows) d_p[0][j][e] = 0.0f;
                     }
-                    w[0][j / 2][j % 2 * 2] = pack(d_p[0][j][0], d_p[0][j][1]);
-                    w[0][j / 2][j % 2 * 2 + 1] = pack(d_p[0][j][2], d_p[0][j][3]);
+                    put_left<T, PART>(w[0], j, 0, d_p[0][j][0], d_p[0][j][1]);
+                    put_left<T, PART>(w[0], j, 1, d_p[0][j][2], d_p[0][j][3]);
                 }
-                accumulate<D, PART, 1>(d1, w, b1_tile, by_rows);
+                accumulate<T, D, PART, 1>(d1, w, b1_tile, by_rows);
             }
         }
         stage = STAGE - stage;
@@ -224,26 +230,32 @@ INLINE void backward(const AttentionBackward &p) {
     unsigned mine = stages + warp_rows;
     if constexpr (SCORES) {
         void *d = BY_KEYS ? p.d_k : p.d_q;
-        if (d) deliver<D>(d, at, head.row, p.head_dim, exist, mine, d1[0], scales, BY_KEYS ? p.add_k : p.add_q);
+        if (d) deliver<T, D>(d, at, head.row, p.head_dim, exist, mine, d1[0], scales, BY_KEYS ? p.add_k : p.add_q);
     }
     if constexpr (WEIGHTS) {
-        if (p.d_v) deliver<D>(p.d_v, at, head.row, p.head_dim, exist, mine, d2[0], one, p.add_v);
+        if (p.d_v) deliver<T, D>(p.d_v, at, head.row, p.head_dim, exist, mine, d2[0], one, p.add_v);
     }
 }
 
-ENTRY(attention_backward_query_16_bf16, AttentionBackward, 128, 1) { backward<16, 4, 64, 64, D_Q, true, true>(p); }
-ENTRY(attention_backward_query_32_bf16, AttentionBackward, 128) { backward<32, 4, 64, 64, D_Q, true, true>(p); }
-ENTRY(attention_backward_query_64_bf16, AttentionBackward, 128) { backward<64, 4, 64, 64, D_Q, true, true>(p); }
-ENTRY(attention_backward_query_128_bf16, AttentionBackward, 256) { backward<128, 8, 64, 64, D_Q, true, true>(p); }
-ENTRY(attention_backward_query_256_bf16, AttentionBackward, 256) { backward<256, 8, 16, 16, D_Q, false, true>(p); }
-ENTRY(attention_backward_query_odd_64_bf16, AttentionBackward, 128) { backward<64, 4, 64, 64, D_Q, true, false>(p); }
-ENTRY(attention_backward_query_odd_256_bf16, AttentionBackward, 128) { backward<256, 4, 16, 16, D_Q, false, false>(p); }
-ENTRY(attention_backward_key_16_bf16, AttentionBackward, 128) { backward<16, 4, 64, 64, D_K_AND_V, true, true>(p); }
-ENTRY(attention_backward_key_32_bf16, AttentionBackward, 128) { backward<32, 4, 64, 64, D_K_AND_V, true, true>(p); }
-ENTRY(attention_backward_key_64_bf16, AttentionBackward, 128) { backward<64, 4, 64, 64, D_K_AND_V, true, true>(p); }
-ENTRY(attention_backward_key_128_bf16, AttentionBackward, 256) { backward<128, 8, 64, 32, D_K_AND_V, false, true>(p); }
-ENTRY(attention_backward_key_256_bf16, AttentionBackward, 256) { backward<256, 8, 16, 16, D_K, false, true>(p); }
-ENTRY(attention_backward_value_256_bf16, AttentionBackward, 256) { backward<256, 8, 32, 32, D_V, false, true>(p); }
-ENTRY(attention_backward_key_odd_64_bf16, AttentionBackward, 128) { backward<64, 4, 64, 64, D_K_AND_V, true, false>(p); }
-ENTRY(attention_backward_key_odd_256_bf16, AttentionBackward, 128) { backward<256, 4, 16, 16, D_K, false, false>(p); }
-ENTRY(attention_backward_value_odd_256_bf16, AttentionBackward, 128) { backward<256, 4, 32, 32, D_V, false, false>(p); }
+ENTRY(attention_backward_query_16_bf16, AttentionBackward, 128, 1) { backward<Bf16, 16, 4, 64, 64, D_Q, true>(p); }
+ENTRY(attention_backward_query_32_bf16, AttentionBackward, 128) { backward<Bf16, 32, 4, 64, 64, D_Q, true>(p); }
+ENTRY(attention_backward_query_64_bf16, AttentionBackward, 128) { backward<Bf16, 64, 4, 64, 64, D_Q, true>(p); }
+ENTRY(attention_backward_query_128_bf16, AttentionBackward, 256) { backward<Bf16, 128, 8, 64, 64, D_Q, true>(p); }
+ENTRY(attention_backward_query_256_bf16, AttentionBackward, 256) { backward<Bf16, 256, 8, 16, 16, D_Q, false>(p); }
+ENTRY(attention_backward_query_odd_64_bf16, AttentionBackward, 128) { backward<Bf16, 64, 4, 64, 64, D_Q, true, false>(p); }
+ENTRY(attention_backward_query_odd_256_bf16, AttentionBackward, 128) { backward<Bf16, 256, 4, 16, 16, D_Q, false, false>(p); }
+ENTRY(attention_backward_key_16_bf16, AttentionBackward, 128) { backward<Bf16, 16, 4, 64, 64, D_K_AND_V, true>(p); }
+ENTRY(attention_backward_key_32_bf16, AttentionBackward, 128) { backward<Bf16, 32, 4, 64, 64, D_K_AND_V, true>(p); }
+ENTRY(attention_backward_key_64_bf16, AttentionBackward, 128) { backward<Bf16, 64, 4, 64, 64, D_K_AND_V, true>(p); }
+ENTRY(attention_backward_key_128_bf16, AttentionBackward, 256) { backward<Bf16, 128, 8, 64, 32, D_K_AND_V, false>(p); }
+ENTRY(attention_backward_key_256_bf16, AttentionBackward, 256) { backward<Bf16, 256, 8, 16, 16, D_K, false>(p); }
+ENTRY(attention_backward_value_256_bf16, AttentionBackward, 256) { backward<Bf16, 256, 8, 32, 32, D_V, false>(p); }
+ENTRY(attention_backward_key_odd_64_bf16, AttentionBackward, 128) { backward<Bf16, 64, 4, 64, 64, D_K_AND_V, true, false>(p); }
+ENTRY(attention_backward_key_odd_256_bf16, AttentionBackward, 128) { backward<Bf16, 256, 4, 16, 16, D_K, false, false>(p); }
+ENTRY(attention_backward_value_odd_256_bf16, AttentionBackward, 128) { backward<Bf16, 256, 4, 32, 32, D_V, false, false>(p); }
+ENTRY(attention_backward_query_32_tf32, AttentionBackward, 128, 1) { backward<float, 32, 4, 32, 32, D_Q, true>(p); }
+ENTRY(attention_backward_query_64_tf32, AttentionBackward, 128, 1) { backward<float, 64, 4, 32, 32, D_Q, true>(p); }
+ENTRY(attention_backward_query_128_tf32, AttentionBackward, 128, 1) { backward<float, 128, 4, 16, 16, D_Q, false>(p); }
+ENTRY(attention_backward_key_32_tf32, AttentionBackward, 128, 1) { backward<float, 32, 4, 32, 32, D_K_AND_V, true>(p); }
+ENTRY(attention_backward_key_64_tf32, AttentionBackward, 128, 1) { backward<float, 64, 4, 32, 32, D_K_AND_V, true>(p); }
+ENTRY(attention_backward_key_128_tf32, AttentionBackward, 128, 1) { backward<float, 128, 4, 16, 16, D_K_AND_V, false>(p); }

@@ -24,8 +24,8 @@ pub enum Precision {
     /// f32 throughout.
     #[default]
     F32,
-    /// f32 tensors; products of convolutions and linear layers round their factors to
-    /// 10 bits of fraction and run on tensor cores.
+    /// f32 tensors; products of convolutions, linear layers and attention round their
+    /// factors to 10 bits of fraction and run on tensor cores.
     Tf32,
     /// bf16 tensors between layers, with weights rounded to bf16; tensor cores.
     Bf16,

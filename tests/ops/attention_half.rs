@@ -12,12 +12,12 @@ use super::common::{
 const PYTORCH: [f64; 4] = [2.77e-3, 5.69e-3, 6.54e-3, 6.55e-3];
 
 #[derive(Clone, Copy)]
-struct Shape {
-    n: usize,
-    s_q: usize,
-    s_kv: usize,
-    heads: usize,
-    dim: usize,
+pub struct Shape {
+    pub n: usize,
+    pub s_q: usize,
+    pub s_kv: usize,
+    pub heads: usize,
+    pub dim: usize,
 }
 
 /// Lengths beside tiles, one head and several, heads of every kernel's width, beside it,
@@ -36,7 +36,7 @@ const SHAPES: [[usize; 5]; 11] = [
     [1, 66, 9, 1, 200],
 ];
 
-fn shape([n, s_q, s_kv, heads, dim]: [usize; 5]) -> Shape {
+pub fn shape([n, s_q, s_kv, heads, dim]: [usize; 5]) -> Shape {
     Shape { n, s_q, s_kv, heads, dim }
 }
 
@@ -63,7 +63,7 @@ fn reference_lse(s: Shape, scale: f32, q: &[f32], k: &[f32]) -> Vec<f64> {
 }
 
 /// o and, for d_o, d_q, d_k and d_v.
-fn reference(s: Shape, scale: f32, [q, k, v, d_o]: [&[f32]; 4]) -> [Vec<f64>; 4] {
+pub fn reference(s: Shape, scale: f32, [q, k, v, d_o]: [&[f32]; 4]) -> [Vec<f64>; 4] {
     let (c, scale) = (s.heads * s.dim, f64::from(scale));
     let mut o = vec![0.0; q.len()];
     let mut d_q = vec![0.0; q.len()];
@@ -111,16 +111,16 @@ fn operands(s: Shape, spread: f32) -> [Input; 3] {
     [input(1, s.s_q, spread), input(2, s.s_kv, spread), input(3, s.s_kv, 1.0)]
 }
 
-fn case(s: Shape, scale: f32, inputs: &[Input]) -> Case<'static> {
+pub fn case(s: Shape, scale: f32, inputs: &[Input]) -> Case<'static> {
     Case::new(inputs, move |p, t| p.attention(t[0], t[1], t[2], s.heads, scale).unwrap())
 }
 
-fn results(outcome: &Outcome) -> [&[f32]; 4] {
+pub fn results(outcome: &Outcome) -> [&[f32]; 4] {
     let gradient = |i: usize| outcome.gradients[i].as_deref().expect("a gradient");
     [&outcome.output, gradient(0), gradient(1), gradient(2)]
 }
 
-const NAMES: [&str; 4] = ["o", "d_q", "d_k", "d_v"];
+pub const NAMES: [&str; 4] = ["o", "d_q", "d_k", "d_v"];
 
 /// Compares a run with f64, allowing `share` times PyTorch's error.
 fn check(s: Shape, scale: f32, spread: f32, share: f64) {
@@ -138,7 +138,7 @@ fn check(s: Shape, scale: f32, spread: f32, share: f64) {
     }
 }
 
-fn scale_of(s: Shape) -> f32 {
+pub fn scale_of(s: Shape) -> f32 {
     1.0 / (s.dim as f32).sqrt()
 }
 

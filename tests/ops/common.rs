@@ -85,6 +85,8 @@ enum Target {
     Cuda,
     /// CUDA with bf16 between ops.
     Half,
+    /// CUDA with products in tf32.
+    Tf32,
 }
 
 thread_local! {
@@ -101,10 +103,19 @@ fn on_cuda(test: impl FnOnce()) {
 /// Runs `test` on CUDA in bf16, in several orders of blocks and warps, where the kernels
 /// are built in. Tensors that a test uploads and downloads stay f32.
 pub fn in_half(test: impl Fn()) {
+    on_target(Target::Half, test);
+}
+
+/// The same in tf32.
+pub fn in_tf32(test: impl Fn()) {
+    on_target(Target::Tf32, test);
+}
+
+fn on_target(target: Target, test: impl Fn()) {
     if gpu::backend().is_some() {
         for seed in 0..gpu::SEEDS {
             gpu::set_seed(seed);
-            TARGET.set(Target::Half);
+            TARGET.set(target);
             test();
             TARGET.set(Target::Cpu);
         }

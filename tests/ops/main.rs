@@ -2,6 +2,7 @@
 
 mod attention;
 mod attention_half;
+mod attention_tf32;
 mod axis_map;
 mod broadcast;
 mod common;

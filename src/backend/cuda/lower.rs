@@ -48,7 +48,7 @@ fn workspace_len(plan: &Plan, node: &Node, precision: Precision) -> usize {
         Op::LinearBackwardWeight(op) => matmul::backward_weight_workspace_len(op, arithmetic()),
         Op::NormBackward(op) => norm::backward_workspace_len(op, plan.tensor(node.input(0)).dtype),
         Op::AttentionBackward(op) => {
-            attention::backward_workspace_len(op, plan.tensor(node.input(0)).dtype)
+            attention::backward_workspace_len(op, plan.tensor(node.input(0)).dtype, precision)
         }
         Op::Empirical(op) | Op::EmpiricalBackward(op) => empirical::workspace_len(op),
         Op::GlobalNorm(op) => optimizer::norm_workspace_len(op),

@@ -22,6 +22,7 @@ impl Machine {
             Target::Cpu => Box::new(Cpu::with_isa(threads, isa)),
             Target::Cuda => gpu::backend().expect("found before"),
             Target::Half => gpu::backend_in(Precision::Bf16).expect("found before"),
+            Target::Tf32 => gpu::backend_in(Precision::Tf32).expect("found before"),
         };
         Machine::of(backend, plan)
     }

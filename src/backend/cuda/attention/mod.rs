@@ -1,11 +1,12 @@
 //! Launches of attention: `kernels/attention.cu` in f32 ([`exact`]) and
-//! `kernels/attention_tensor*.cu` in bf16 on tensor cores ([`tensor`]).
+//! `kernels/attention_tensor*.cu` on tensor cores, in bf16 and tf32 ([`tensor`]).
 
 mod exact;
 mod tensor;
 
 use super::arguments::Call;
 use super::entries::params;
+use crate::backend::Precision;
 use crate::error::{Error, Result};
 use crate::ops::attention::Attention;
 use crate::plan::DType;
@@ -28,9 +29,9 @@ pub(super) fn check(op: &Attention) -> Result<()> {
     })
 }
 
-/// Bytes from token to token in bf16; only kernels of bf16 read it.
-fn pitch(op: &Attention) -> u32 {
-    (op.heads * op.head_dim * DType::BF16.bytes()) as u32
+/// Bytes from token to token; only kernels on tensor cores read it.
+fn pitch(op: &Attention, dtype: DType) -> u32 {
+    (op.heads * op.head_dim * dtype.bytes()) as u32
 }
 
 pub(super) fn attention(op: &Attention, call: &Call) -> Result<()> {
@@ -45,21 +46,21 @@ pub(super) fn attention(op: &Attention, call: &Call) -> Result<()> {
         s_kv: op.s_kv as i64,
         heads: op.heads as i32,
         head_dim: op.head_dim as i32,
-        pitch: pitch(op),
+        pitch: pitch(op, dtype),
         scale: op.scale,
     };
-    match dtype {
-        DType::BF16 => tensor::forward(op, &params, call),
-        _ => exact::forward(op, &params, call),
+    match tensor::kernels(op, dtype, call.precision()) {
+        Some(kernels) => tensor::forward(kernels, op, &params, call),
+        None => exact::forward(op, &params, call),
     }
 }
 
-/// delta, and what the kernels of bf16 keep beside it.
-pub(super) fn backward_workspace_len(op: &Attention, dtype: DType) -> usize {
+/// delta, and what the kernels on tensor cores keep beside it.
+pub(super) fn backward_workspace_len(op: &Attention, dtype: DType, precision: Precision) -> usize {
     let rows = op.n * op.heads;
-    match dtype {
-        DType::BF16 => rows * tensor::statistics_len(op),
-        _ => rows * op.s_q,
+    match tensor::kernels(op, dtype, precision) {
+        Some(_) => rows * tensor::statistics_len(op),
+        None => rows * op.s_q,
     }
 }
 
@@ -82,14 +83,14 @@ pub(super) fn attention_backward(op: &Attention, call: &Call) -> Result<()> {
         s_kv: op.s_kv as i64,
         heads: op.heads as i32,
         head_dim: op.head_dim as i32,
-        pitch: pitch(op),
+        pitch: pitch(op, dtype),
         scale: op.scale,
         add_q,
         add_k,
         add_v,
     };
-    match dtype {
-        DType::BF16 => tensor::backward(op, &params, call),
-        _ => exact::backward(op, &params, call),
+    match tensor::kernels(op, dtype, call.precision()) {
+        Some(kernels) => tensor::backward(kernels, op, &params, call),
+        None => exact::backward(op, &params, call),
     }
 }
