@@ -16,7 +16,17 @@ pub fn measure(
     shapes: &[&[usize]],
     build: impl Fn(&mut Plan, &[TensorId]) -> langevin::Result<TensorId>,
 ) -> Launched {
-    let backend = Cuda::sharing(&gpu.device).expect("a backend").with_precision(Precision::Bf16);
+    measure_in(Precision::Bf16, gpu, shapes, build)
+}
+
+/// The same in another precision.
+fn measure_in(
+    precision: Precision,
+    gpu: &Gpu,
+    shapes: &[&[usize]],
+    build: impl Fn(&mut Plan, &[TensorId]) -> langevin::Result<TensorId>,
+) -> Launched {
+    let backend = Cuda::sharing(&gpu.device).expect("a backend").with_precision(precision);
     let mut engine = Engine::new(Box::new(backend), 1, true).expect("memory");
     let mut plan = Plan::new();
     let mut tensor =
@@ -58,54 +68,73 @@ const ATTENTION: [(&str, [usize; 4]); 9] = [
     ("512 tokens, 1 head of 128", [1, 512, 1, 128]),
 ];
 
-/// Rows of a block, forward and backward: 16 a warp, 32 forward from 512 queries on.
-fn rows_of_a_block(tokens: usize, dim: usize) -> (usize, usize) {
+/// The same, in tf32.
+const ATTENTION_IN_TF32: [(&str, [usize; 4]); 3] = [
+    ("tf32, 128 tokens, 2 heads of 32", [1, 128, 2, 32]),
+    ("tf32, DiT-B/4, 64 tokens, 12 heads of 64", [1, 64, 12, 64]),
+    ("tf32, 128 tokens, 1 head of 128", [1, 128, 1, 128]),
+];
+
+/// Rows of a block, forward and backward: 16 a warp, 32 in bf16 forward from 512 queries on.
+fn rows_of_a_block(precision: Precision, tokens: usize, dim: usize) -> [usize; 2] {
+    if precision == Precision::Tf32 {
+        return [64, 64];
+    }
     let forward = match (dim, tokens >= 512) {
         (64, true) | (256, _) => 128,
         (128, true) => 256,
         _ => 64,
     };
-    (forward, if dim >= 128 { 128 } else { 64 })
+    [forward, if dim >= 128 { 128 } else { 64 }]
+}
+
+/// Accesses of every pass over an attention, and what it requests against its tiling's model.
+fn passes(
+    table: &mut Table,
+    gpu: &Gpu,
+    precision: Precision,
+    (name, [n, s, heads, dim]): (&str, [usize; 4]),
+) {
+    let shape: &[usize] = &[n, s, heads * dim];
+    let launched = measure_in(precision, gpu, &[shape, shape, shape], |p, t| {
+        p.attention(t[0], t[1], t[2], heads, 1.0 / (dim as f32).sqrt())
+    });
+    // Bytes of one operand; blocks of rows that read all of the other side.
+    let element = if precision == Precision::Bf16 { 2 } else { 4 };
+    let operand = (element * n * s * heads * dim) as f64;
+    let blocks = rows_of_a_block(precision, s, dim).map(|rows| s.div_ceil(rows) as f64);
+    let [forward, backward] = blocks;
+    let statistics = (16 * n * s * heads) as f64;
+    let key = 2.0 * operand + backward * (2.0 * operand + statistics);
+    let passes = [
+        ("forward", operand + forward * 2.0 * operand),
+        ("backward_query", 2.0 * operand + backward * 2.0 * operand + statistics / 2.0),
+        ("backward_key", key),
+        ("backward_value", key - operand),
+    ];
+    for (pass, model) in passes {
+        let c = launched.of(&format!("attention_{pass}"));
+        if c.launches == 0.0 {
+            continue;
+        }
+        let what = format!("{pass}, {name}");
+        accesses(table, &what, c);
+        let requested = format!("{what}: bytes requested / tile model");
+        table.line(10, &requested, c.load.bytes / model, AtMost(1.05));
+        table.value(4, &format!("{what}: mma / PTX instructions"), c.mma / c.instructions);
+    }
+    let largest = (4 * n * s * s * heads) as f64;
+    let written: f64 = launched.kernels.values().map(|c| c.unique_written).fold(0.0, f64::max);
+    let what = format!("{name}: most bytes a kernel writes / an S x S tensor in f32");
+    table.value(10, &what, written / largest);
 }
 
 pub fn attention(table: &mut Table, gpu: &Gpu) {
-    for (name, [n, s, heads, dim]) in ATTENTION {
-        let shape: &[usize] = &[n, s, heads * dim];
-        let launched = measure(gpu, &[shape, shape, shape], |p, t| {
-            p.attention(t[0], t[1], t[2], heads, 1.0 / (dim as f32).sqrt())
-        });
-        // Bytes of one operand; blocks of rows that read all of the other side.
-        let operand = (2 * n * s * heads * dim) as f64;
-        let (forward, backward) = rows_of_a_block(s, dim);
-        let [forward, backward] = [forward, backward].map(|rows| s.div_ceil(rows) as f64);
-        let statistics = (16 * n * s * heads) as f64;
-        let key = 2.0 * operand + backward * (2.0 * operand + statistics);
-        let passes = [
-            ("forward", operand + forward * 2.0 * operand),
-            ("backward_query", 2.0 * operand + backward * 2.0 * operand + statistics / 2.0),
-            ("backward_key", key),
-            ("backward_value", key - operand),
-        ];
-        for (pass, model) in passes {
-            let c = launched.of(&format!("attention_{pass}"));
-            if c.launches == 0.0 {
-                continue;
-            }
-            let what = format!("{pass}, {name}");
-            accesses(table, &what, c);
-            let requested = c.load.bytes / model;
-            table.line(
-                10,
-                &format!("{what}: bytes requested / tile model"),
-                requested,
-                AtMost(1.05),
-            );
-            table.value(4, &format!("{what}: mma / PTX instructions"), c.mma / c.instructions);
-        }
-        let largest = (4 * n * s * s * heads) as f64;
-        let written: f64 = launched.kernels.values().map(|c| c.unique_written).fold(0.0, f64::max);
-        let what = format!("{name}: most bytes a kernel writes / an S x S tensor in f32");
-        table.value(10, &what, written / largest);
+    for layer in ATTENTION {
+        passes(table, gpu, Precision::Bf16, layer);
+    }
+    for layer in ATTENTION_IN_TF32 {
+        passes(table, gpu, Precision::Tf32, layer);
     }
     if let Some(why) = machine::missing() {
         table.not_measured(10, "attention: share of HMMA in main loops", why);
