@@ -1,5 +1,6 @@
-//! Items 1, 2, 4, 5 and 10 for attention, in bf16 at layers of ddpm-cifar10 and DiT-B/4. One
-//! image; all zeros, on which no kernel's path depends but its rare raising of its references.
+//! Items 1, 2, 4, 5 and 10 for attention, in bf16 at layers of ddpm-cifar10 and DiT-B/4; in
+//! tf32 as well. One image where nothing else is said; all zeros, on which no kernel's path
+//! depends but its rare raising of its references.
 
 use langevin::backend::cuda::Cuda;
 use langevin::backend::{Engine, Precision, WeightSet};
