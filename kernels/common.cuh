@@ -45,14 +45,15 @@ INLINE Group load(const float *p, int count) {
     return g;
 }
 
-/// Writes (or adds) the first `count` floats to p.
+/// Writes (or adds) the first `count` floats to p, in global memory. `__stwb` is an ordinary
+/// store that the compiler cannot take apart: of a plain one behind a condition it made four.
 INLINE void store(float *p, Group g, int count, bool add = false) {
     if (count == GROUP && is_aligned(p)) {
         if (add) {
             float4 f = *(const float4 *)p;
             g = {f.x + g[0], f.y + g[1], f.z + g[2], f.w + g[3]};
         }
-        *(float4 *)p = make_float4(g[0], g[1], g[2], g[3]);
+        __stwb((float4 *)p, make_float4(g[0], g[1], g[2], g[3]));
     } else {
 #pragma unroll
         for (int k = 0; k < GROUP; k++) {

@@ -7,6 +7,25 @@
 // table's gradient is f32.
 #include "half.cuh"
 
+/// x / pi but for a multiple of 2, to 2^-50, or as exactly as x is where that is more. 1 / pi
+/// is a sum of six numbers, whose products with x, of up to 2^264, are taken exactly, each in
+/// two parts. The library's own reduction of an angle keeps an array in local memory.
+INLINE double half_turns(double x) {
+    constexpr double PARTS[6] = {0.3183098861837907,     -1.9678676675182486e-17, -1.0721436282893004e-33,
+                                 8.053563926594112e-50, -1.5602765906819714e-66, 2.8370139311914723e-83};
+    auto rest = [](double v) { return v - 2.0 * rint(0.5 * v); };
+    auto part = [&](int k) {
+        double high = x * PARTS[k];
+        return rest(fma(x, PARTS[k], -high)) + rest(high);
+    };
+    double sum = 0.0;
+    if (fabs(x) >= 1099511627776.0) { // 2^40; below it the first two parts do
+#pragma unroll
+        for (int k = 5; k > 1; k--) sum += part(k);
+    }
+    return sum + part(1) + part(0);
+}
+
 /// sin and cos of the phase of frequency i of image `image`, and the zero that ends
 /// an odd row.
 template <typename T> INLINE void put_waves(const Waves &p, Len image, Word i, double phase) {
@@ -14,7 +33,7 @@ template <typename T> INLINE void put_waves(const Waves &p, Len image, Word i, d
     T *y = (T *)p.y + image * p.dim;
     if (i < half) {
         double sine, cosine;
-        sincos(phase, &sine, &cosine);
+        sincospi(half_turns(phase), &sine, &cosine);
         put(y + i + (p.flip ? half : 0), (float)sine, p.add);
         put(y + i + (p.flip ? 0 : half), (float)cosine, p.add);
     } else if (i == half && p.dim % 2 == 1) {

@@ -66,27 +66,6 @@ INLINE Factors factors_of(const AdamW &p) {
     return f;
 }
 
-/// Writes four parameters a thread as bf16. Two threads' go together where that makes 16
-/// bytes; the whole warp calls it.
-INLINE void store_halves(Bf16 *to, const Group &w, int count) {
-    unsigned word[2];
-#pragma unroll
-    for (int k = 0; k < 2; k++) {
-        __nv_bfloat162 pair = __floats2bfloat162_rn(w[2 * k], w[2 * k + 1]);
-        word[k] = *(const unsigned *)&pair;
-    }
-    bool is_second = threadIdx.x & 1;
-    int together = count + __shfl_xor_sync(0xffffffffu, count, 1);
-    unsigned next[2] = {__shfl_down_sync(0xffffffffu, word[0], 1), __shfl_down_sync(0xffffffffu, word[1], 1)};
-    if (together == 2 * GROUP && is_aligned(to - (is_second ? GROUP : 0))) {
-        if (!is_second) *(uint4 *)to = make_uint4(word[0], word[1], next[0], next[1]);
-        return;
-    }
-#pragma unroll
-    for (int k = 0; k < GROUP; k++)
-        if (k < count) to[k] = __float2bfloat16_rn(w[k]);
-}
-
 ENTRY(adamw_f32, AdamW, 256) {
     // One thread pays for the f64 arithmetic.
     __shared__ Factors shared;
@@ -97,7 +76,7 @@ ENTRY(adamw_f32, AdamW, 256) {
     const Factors f = shared;
     bool near = f.ema_rate < 0.5f;
     Chunk c = chunk_of(p.ranges, p.ranges.first_chunk[0] + blockIdx.x);
-    // Whole warps, for what their threads store together.
+    // Whole warps, for what two threads store together.
     int first = threadIdx.x % 32 * GROUP;
     for (int e = threadIdx.x * GROUP; e - first < c.len; e += 256 * GROUP) {
         int count = group_count(e, c.len);
@@ -122,6 +101,6 @@ ENTRY(adamw_f32, AdamW, 256) {
         store(p.first_moments + at, m, count);
         store(p.second_moments + at, v, count);
         store(p.average + at, average, count);
-        if (p.half) store_halves((Bf16 *)p.half + at, w, count);
+        if (p.half) store_four((Bf16 *)p.half + at, w, count);
     }
 }

@@ -1,9 +1,9 @@
 //! Embeddings of time and class.
 
-use super::common::{Case, Input, Machine, Terms, assert_close};
+use super::common::{Case, Input, Machine, Terms, assert_close, on_every_backend};
 use langevin::Error;
 use langevin::ops::embedding::Lookup;
-use langevin::plan::{DType, Plan};
+use langevin::plan::{DType, Plan, TensorId};
 
 #[test]
 fn sinusoidal_embedding_is_within_1e_6_of_f64_up_to_t_1000() {
@@ -56,6 +56,39 @@ fn fourier_embedding_is_within_1e_6_of_f64() {
         }
         assert_close("embedding", &case.run(2, None).output, &expected, 1e-6, 1.0);
     }
+}
+
+#[test]
+fn sines_of_arguments_of_any_size_are_those_of_f64() {
+    // Up to 2^128 times 2^119: an angle in f64 is a number with one sine, however large.
+    let t: Vec<f32> = vec![0.0, 1e-30, 0.3, 1000.0, 1e5, 3.7e9, -1.1e12, 2.5e22, 3e38];
+    let frequencies: [f32; 5] = [1.0, -0.37, 1e-9, 4.1e17, 6e35];
+    let half = frequencies.len();
+    let mut expected = Vec::new();
+    for &t in &t {
+        let phase = |i: usize| std::f64::consts::TAU * f64::from(t) * f64::from(frequencies[i]);
+        expected.extend((0..half).map(|i| phase(i).sin()));
+        expected.extend((0..half).map(|i| phase(i).cos()));
+    }
+    on_every_backend(|| {
+        let w = Input::parameter(&[half]).with(&frequencies).fixed();
+        let case = Case::new(&[Input::image(&[t.len()]).with(&t).fixed(), w], |p, x| {
+            p.fourier_embedding(x[0], x[1], false, false)
+        });
+        assert_close("embedding", &case.run(1, None).output, &expected, 6e-8, 1.0);
+    });
+    let shift = |p: &mut Plan, x: TensorId| p.sinusoidal_embedding(x, 9, false, 0.0, 10_000.0);
+    let mut expected = Vec::new();
+    for &t in &t {
+        let phase = |i: i32| f64::from(t) * (-(10_000f64.ln()) / 4.0 * f64::from(i)).exp();
+        expected.extend((0..4).map(|i| phase(i).sin()).chain((0..4).map(|i| phase(i).cos())));
+        expected.push(0.0);
+    }
+    on_every_backend(|| {
+        // An angle of 1e38 is another one where the exponential differs in its last bit.
+        let case = Case::new(&[Input::image(&[6]).with(&t[..6]).fixed()], |p, x| shift(p, x[0]));
+        assert_close("embedding", &case.run(1, None).output, &expected[..54], 1e-6, 1.0);
+    });
 }
 
 #[test]
