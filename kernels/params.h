@@ -172,7 +172,7 @@ struct Images {
 
 /** x_t = signal x_0 + std eps. */
 struct Noising {
-    float *x_t;                /* [n, len] */
+    void *x_t;                 /* [n, len] */
     float *x0;                 /* [n, len]; may be null */
     struct Images images;
     const float *coefficients; /* [n, 8] */
@@ -183,8 +183,8 @@ struct Noising {
 
 /** loss[n], or d_prediction [n, len], against a x_0 + b eps. */
 struct Loss {
-    float *out;                /* [n]; backward: [n, len] */
-    const float *prediction;   /* [n, len] */
+    void *out;                 /* [n] f32; backward: [n, len] as the prediction */
+    const void *prediction;    /* [n, len] */
     struct Images images;      /* x_0 */
     const float *coefficients; /* [n, 8] */
     const Word *keys;          /* [n, 4]; null: no eps */
@@ -442,8 +442,8 @@ struct AttentionBackward {
 struct SamplerStep {
     float *slots[7];         /* [n, spatial, channels] each, in place */
     void *label;             /* [copies n] float, or Word */
-    float *input;            /* [copies n, spatial, channels]; may be null */
-    const float *prediction; /* [copies n, spatial, prediction_channels] */
+    void *input;             /* [copies n, spatial, channels], as the prediction; may be null */
+    const void *prediction;  /* [copies n, spatial, prediction_channels] */
     const float *table;      /* [stages, rows, 32] */
     const Word *stage;       /* [1] */
     Word *advanced;          /* [1], the stage to count up; null: none */

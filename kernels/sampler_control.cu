@@ -11,7 +11,7 @@
 
 constexpr Word KNOWN = 12; // random::Purpose::Known
 
-ENTRY(sampler_norms_f32, SamplerNorms, 256) {
+template <typename T> INLINE void sampler_norms(const SamplerNorms &p) {
     const SamplerStep &s = p.step;
     Word image = blockIdx.x, stage = stage_of(s.stage, s.stages);
     float *norms = p.norms + 2 * (Len)image;
@@ -23,9 +23,10 @@ ENTRY(sampler_norms_f32, SamplerNorms, 256) {
     Len len = (Len)s.spatial * s.channels;
     const float *x = slot_of(s, row[INPUT_SLOT]) + image * len;
     double eps_sum = 0.0, z_sum = 0.0;
-    for (Len e = (Len)threadIdx.x * GROUP; e < len; e += 256 * GROUP) {
+    for (Len first = 0; first < len; first += 256 * GROUP) {
+        Len e = first + threadIdx.x * GROUP;
         int count = group_count(e, len);
-        Group v = load(x + e, count), prediction = predict(s, image, e, count, row[GUIDANCE]);
+        Group v = load(x + e, count), prediction = predict<T>(s, image, e, count, row[GUIDANCE]);
         Group z = s.noise ? load(s.noise + image * len + e, count)
                           : normals(s.keys + image * 4, SAMPLE_STEP, (Word)row[DRAW], (Word)(e / GROUP));
 #pragma unroll
@@ -43,6 +44,9 @@ ENTRY(sampler_norms_f32, SamplerNorms, 256) {
         norms[1] = (float)sqrt(z_sum);
     }
 }
+
+ENTRY(sampler_norms_f32, SamplerNorms, 256, 4) { sampler_norms<float>(p); }
+ENTRY(sampler_norms_bf16, SamplerNorms, 256, 4) { sampler_norms<Bf16>(p); }
 
 ENTRY(sampler_langevin_f32, SamplerLangevin, 256) {
     __shared__ float means[2];
@@ -244,7 +248,7 @@ ENTRY(sampler_estimate_forward_f32, SamplerEstimate, 256) {
     Len image = blockIdx.y;
     const float *row = row_of(s, stage_of(s.stage, s.stages), 0);
     Group x = load(p.from + image * len + e, count);
-    Group prediction = predict(s, image, e, count, row[GUIDANCE]);
+    Group prediction = predict<float>(s, image, e, count, row[GUIDANCE]);
 #pragma unroll
     for (int k = 0; k < GROUP; k++) x[k] = row[X0_STATE] * x[k] + row[X0_PREDICTION] * prediction[k];
     store(p.out + image * len + e, x, count, p.add);

@@ -1,7 +1,7 @@
 // One stage of any sampler in one pass; equations in src/ops/sampler_step.rs.
 //
-// slots: [n, len] f32, in place; prediction: [copies n, spatial, prediction_channels].
-// A thread takes the four elements of one counter; blocks over an image along x,
+// slots: [n, len] f32, in place; prediction: [copies n, spatial, prediction_channels] and
+// the network's input: [copies n, len], both f32 or both bf16. A thread takes the four elements of one counter; blocks over an image along x,
 // images along y. Every term is a multiply and an add rounded by themselves, in the
 // order of the equations, so the bits are the CPU's. A coefficient of 0 means that
 // its operand is not read (by the whole grid, or a whole image, alike); what is read
@@ -17,6 +17,7 @@
 constexpr float LEARNED = -2.0f, LEARNED_RANGE = -3.0f;
 
 /// Multiplies z by the std that the network predicts in its second half.
+template <typename T>
 INLINE void scale_noise(const SamplerStep &p, Len image, Len e, int count, const float *row, Group &z) {
     const float *range = row + OUTPUT + COEFFICIENTS;
     Len len = (Len)p.spatial * p.prediction_channels;
@@ -25,7 +26,7 @@ INLINE void scale_noise(const SamplerStep &p, Len image, Len e, int count, const
         if (k >= count) continue;
         Word i = (Word)e + k;
         Word at = i / p.channels * p.prediction_channels + p.channels + i % p.channels;
-        float v = p.prediction[image * len + at];
+        float v = widen(((const T *)p.prediction)[image * len + at]);
         if (row[TARGET + 1] == LEARNED_RANGE) {
             float part = 0.5f * (v + 1.0f);
             z[k] = z[k] * exp_exact(0.5f * (part * range[1] + (1.0f - part) * range[0]));
@@ -59,15 +60,53 @@ INLINE Word take_stage(const SamplerStep &p) {
     return min(stage, p.stages - 1);
 }
 
-ENTRY(sampler_step_f32, SamplerStep, 256) {
+template <typename T> INLINE void sampler_step(const SamplerStep &p) {
     Word stage = take_stage(p);
     Len len = (Len)p.spatial * p.channels, e = group_start();
     int count = group_count(e, len);
-    if (count == 0) return;
-    Word image = blockIdx.y, next = min(stage + 1, p.stages - 1);
-    const float *row = row_of(p, stage, image), *next_row = row_of(p, next, image);
+    Word image = blockIdx.y;
+    const float *row = row_of(p, stage, image);
     Len at = (Len)image * len + e;
 
+    // Of an output that is not there no coefficient is looked at.
+    bool writes[2] = {row[TARGET] >= 0.0f, row[TARGET + 1] >= 0.0f};
+    auto coefficient = [&](int k, int i) { return writes[k] ? row[OUTPUT + k * COEFFICIENTS + i] : 0.0f; };
+    auto uses = [&](int i) { return coefficient(0, i) != 0.0f || coefficient(1, i) != 0.0f; };
+    const float *seen = slot_of(p, row[INPUT_SLOT]);
+    Group x = load(seen + at, count);
+    Group sums[2] = {{0, 0, 0, 0}, {0, 0, 0, 0}};
+    auto add = [&](int i, const Group &v) {
+#pragma unroll
+        for (int k = 0; k < 2; k++) axpy(sums[k], coefficient(k, i), v);
+    };
+    for (Word j = 0; j < p.slot_count; j++) {
+        if (uses(j)) add(j, p.slots[j] == seen ? x : load(p.slots[j] + at, count));
+    }
+    if (uses(OF_X0) || uses(OF_EPS)) {
+        Group prediction = predict<T>(p, image, e, count, row[GUIDANCE]), v;
+        float clip = p.threshold ? p.threshold[image] : row[CLIP];
+#pragma unroll
+        for (int k = 0; k < GROUP; k++) {
+            v[k] = clamp(row[X0_STATE] * x[k] + row[X0_PREDICTION] * prediction[k], -clip, clip);
+            if (p.threshold) v[k] = v[k] / clip;
+        }
+        add(OF_X0, v);
+#pragma unroll
+        for (int k = 0; k < GROUP; k++) v[k] = row[EPS_STATE] * x[k] + row[EPS_PREDICTION] * prediction[k];
+        add(OF_EPS, v);
+    }
+    if (uses(OF_NOISE)) {
+        Group z = p.noise ? load(p.noise + at, count)
+                          : normals(p.keys + image * 4, SAMPLE_STEP, (Word)row[DRAW], (Word)(e / GROUP));
+        bool learns = p.prediction_channels >= 2 * p.channels;
+        if (learns && row[TARGET + 1] <= LEARNED) scale_noise<T>(p, image, e, count, row, z);
+        add(OF_NOISE, z);
+    }
+#pragma unroll
+    for (int k = 0; k < 2; k++) {
+        if (writes[k]) store(slot_of(p, row[TARGET + k]) + at, sums[k], count);
+    }
+    const float *next_row = row_of(p, min(stage + 1, p.stages - 1), image);
     if (e == 0) {
         for (Word copy = 0; copy <= p.guided; copy++) {
             Len i = (Len)copy * p.n + image;
@@ -75,72 +114,33 @@ ENTRY(sampler_step_f32, SamplerStep, 256) {
             else ((float *)p.label)[i] = next_row[LABEL];
         }
     }
-
-    const float *c[2] = {row + OUTPUT, row + OUTPUT + COEFFICIENTS};
-    float target[2] = {row[TARGET], row[TARGET + 1]};
-    auto uses = [&](int i) {
-        return (target[0] >= 0.0f && c[0][i] != 0.0f) || (target[1] >= 0.0f && c[1][i] != 0.0f);
-    };
-    const float *seen = slot_of(p, row[INPUT_SLOT]);
-    Group x = load(seen + at, count), x0 = {0, 0, 0, 0}, eps = x0, z = x0;
-    if (uses(OF_X0) || uses(OF_EPS)) {
-        Group prediction = predict(p, image, e, count, row[GUIDANCE]);
-#pragma unroll
-        for (int k = 0; k < GROUP; k++) {
-            x0[k] = row[X0_STATE] * x[k] + row[X0_PREDICTION] * prediction[k];
-            eps[k] = row[EPS_STATE] * x[k] + row[EPS_PREDICTION] * prediction[k];
-        }
-        float clip = p.threshold ? p.threshold[image] : row[CLIP];
-#pragma unroll
-        for (int k = 0; k < GROUP; k++) {
-            x0[k] = clamp(x0[k], -clip, clip);
-            if (p.threshold) x0[k] = x0[k] / clip;
-        }
-    }
-    if (uses(OF_NOISE)) {
-        z = p.noise ? load(p.noise + at, count)
-                    : normals(p.keys + image * 4, SAMPLE_STEP, (Word)row[DRAW], (Word)(e / GROUP));
-        bool learns = p.prediction_channels >= 2 * p.channels;
-        if (learns && target[1] <= LEARNED) scale_noise(p, image, e, count, row, z);
-    }
-    Group sums[2] = {{0, 0, 0, 0}, {0, 0, 0, 0}};
-    for (Word j = 0; j < p.slot_count; j++) {
-        if (!uses(j)) continue;
-        Group slot = p.slots[j] == seen ? x : load(p.slots[j] + at, count);
-#pragma unroll
-        for (int k = 0; k < 2; k++) {
-            if (target[k] >= 0.0f) axpy(sums[k], c[k][j], slot);
-        }
-    }
-#pragma unroll
-    for (int k = 0; k < 2; k++) {
-        if (target[k] < 0.0f) continue;
-        axpy(sums[k], c[k][OF_X0], x0);
-        axpy(sums[k], c[k][OF_EPS], eps);
-        axpy(sums[k], c[k][OF_NOISE], z);
-        store(slot_of(p, target[k]) + at, sums[k], count);
-    }
     if (p.input) {
         float scale = next_row[INPUT_SCALE];
         const float *from = slot_of(p, next_row[INPUT_SLOT]);
-        bool first = target[0] >= 0.0f && slot_of(p, target[0]) == from;
-        bool second = target[1] >= 0.0f && slot_of(p, target[1]) == from;
-        Group v = second ? sums[1] : first ? sums[0] : from == seen ? x : load(from + at, count);
+        bool first = writes[0] && slot_of(p, row[TARGET]) == from;
+        bool second = writes[1] && slot_of(p, row[TARGET + 1]) == from;
+        Group v = second ? sums[1] : first ? sums[0] : load(from + at, count);
 #pragma unroll
         for (int k = 0; k < GROUP; k++) v[k] = scale * v[k];
         for (Word copy = 0; copy <= p.guided; copy++) {
-            store(p.input + (Len)copy * p.n * len + at, v, count);
+            store_four((T *)p.input + (Len)copy * p.n * len + at, v, count);
         }
     }
 }
 
+// Five blocks a multiprocessor: with the 40 registers of six it spills.
+ENTRY(sampler_step_f32, SamplerStep, 256, 5) { sampler_step<float>(p); }
+ENTRY(sampler_step_bf16, SamplerStep, 256, 5) { sampler_step<Bf16>(p); }
+
 /// Calls f(bits of |x_0|) for this thread's elements of an image.
-template <class F> INLINE void each_magnitude(const SamplerStep &p, Word image, const float *row, F f) {
+template <typename T, class F>
+INLINE void each_magnitude(const SamplerStep &p, Word image, const float *row, F f) {
     Len len = (Len)p.spatial * p.channels;
     const float *x = slot_of(p, row[INPUT_SLOT]) + (Len)image * len;
-    for (Len e = (Len)threadIdx.x * GROUP; e < len; e += 256 * GROUP) {
+    for (Len first = 0; first < len; first += 256 * GROUP) {
+        Len e = first + threadIdx.x * GROUP;
         int count = group_count(e, len);
-        Group v = load(x + e, count), prediction = predict(p, image, e, count, row[GUIDANCE]);
+        Group v = load(x + e, count), prediction = predict<T>(p, image, e, count, row[GUIDANCE]);
 #pragma unroll
         for (int k = 0; k < GROUP; k++) {
             if (k >= count) continue;
@@ -150,7 +150,7 @@ template <class F> INLINE void each_magnitude(const SamplerStep &p, Word image, 
     }
 }
 
-ENTRY(sampler_quantile_f32, SamplerQuantile, 256) {
+template <typename T> INLINE void sampler_quantile(const SamplerQuantile &p) {
     __shared__ Word counts[2048];
     __shared__ Word prefix, below, equal, smallest;
     const SamplerStep &s = p.step;
@@ -172,7 +172,7 @@ ENTRY(sampler_quantile_f32, SamplerQuantile, 256) {
         for (int i = threadIdx.x; i < 2048; i += 256) counts[i] = 0;
         __syncthreads();
         Word high = prefix;
-        each_magnitude(s, image, row, [&](Word value) {
+        each_magnitude<T>(s, image, row, [&](Word value) {
             if (known == 0 || value >> (32 - known) == high) {
                 atomicAdd(&counts[(value >> shift) & ((1u << bits) - 1)], 1u);
             }
@@ -191,7 +191,7 @@ ENTRY(sampler_quantile_f32, SamplerQuantile, 256) {
     float quantile = __uint_as_float(low);
     if (weight != 0.0f && not_above <= k + 1) {
         // The next larger value.
-        each_magnitude(s, image, row, [&](Word value) {
+        each_magnitude<T>(s, image, row, [&](Word value) {
             if (value > low) atomicMin(&smallest, value);
         });
         __syncthreads();
@@ -203,3 +203,6 @@ ENTRY(sampler_quantile_f32, SamplerQuantile, 256) {
         p.threshold[image] = quantile < p.max ? quantile : p.max;
     }
 }
+
+ENTRY(sampler_quantile_f32, SamplerQuantile, 256) { sampler_quantile<float>(p); }
+ENTRY(sampler_quantile_bf16, SamplerQuantile, 256) { sampler_quantile<Bf16>(p); }

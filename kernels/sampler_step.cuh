@@ -1,5 +1,6 @@
 // What the kernels of a sampler's stage share: rows of coefficients, the prediction.
 #pragma once
+#include "half.cuh"
 #include "random.cuh"
 
 // Columns of a stage's row, as in ops::sampler_step::column.
@@ -37,30 +38,33 @@ INLINE const float *row_of(const SamplerStep &p, Word stage, Word image) {
     return p.table + ((Len)stage * rows + (p.per_image ? image : 0)) * COLUMNS;
 }
 
-/// Element e of an image in one copy of the prediction; an image has fewer than 2^32.
-INLINE Len predicted_at(const SamplerStep &p, Len image, Len e) {
-    Len len = (Len)p.spatial * p.prediction_channels;
-    if (p.channels == p.prediction_channels) return image * len + e;
-    Word pixel = (Word)e / p.channels, channel = (Word)e % p.channels;
-    return image * len + pixel * p.prediction_channels + channel;
+/// The prediction, f32 or bf16, of `count` elements of image `image` of the copies from e on.
+template <typename T> INLINE Group predicted(const SamplerStep &p, Len image, Len e, int count) {
+    const T *prediction = (const T *)p.prediction + image * p.spatial * p.prediction_channels;
+    if (p.channels == p.prediction_channels) return load_four(prediction + e, count);
+    // An image has fewer than 2^32 elements.
+    Word channel = (Word)e % p.channels;
+    prediction += (Word)e / p.channels * p.prediction_channels + channel;
+    Group g;
+#pragma unroll
+    for (int k = 0; k < GROUP; k++) {
+        g[k] = k < count ? widen(*prediction) : 0.0f;
+        prediction++;
+        if (++channel == p.channels) {
+            channel = 0;
+            prediction += p.prediction_channels - p.channels;
+        }
+    }
+    return g;
 }
 
-/// The prediction of `count` elements from e on, guidance applied.
-INLINE Group predict(const SamplerStep &p, Len image, Len e, int count, float guidance) {
-    auto gather = [&](Len image) {
-        if (p.channels == p.prediction_channels) return load(p.prediction + predicted_at(p, image, e), count);
-        Group g;
+/// The same, guidance applied. The whole warp calls it.
+template <typename T> INLINE Group predict(const SamplerStep &p, Len image, Len e, int count, float guidance) {
+    Group g = predicted<T>(p, image, e, count);
+    if (!p.guided) return g;
+    Group u = predicted<T>(p, image + p.n, e, count);
 #pragma unroll
-        for (int k = 0; k < GROUP; k++) {
-            g[k] = k < count ? p.prediction[predicted_at(p, image, e + k)] : 0.0f;
-        }
-        return g;
-    };
-    Group conditional = gather(image);
-    if (!p.guided) return conditional;
-    Group u = gather(image + p.n), g;
-#pragma unroll
-    for (int k = 0; k < GROUP; k++) g[k] = u[k] + guidance * (conditional[k] - u[k]);
+    for (int k = 0; k < GROUP; k++) g[k] = u[k] + guidance * (g[k] - u[k]);
     return g;
 }
 

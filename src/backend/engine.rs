@@ -4,6 +4,8 @@
 //! activation arena that all programs share (only one runs at a time; what a
 //! program needs from before it runs is uploaded again).
 
+use half::bf16;
+
 use super::{Arenas, Backend, Buffer, Fetch, Program};
 use crate::error::{Error, Result};
 use crate::plan::{DType, Plan, Role, Space, TensorId};
@@ -244,8 +246,12 @@ impl Engine {
         Ok(found.map(|id| loaded.program.plan.tensor(id).name.clone()))
     }
 
-    /// Uploads an f32 tensor of a program.
+    /// Uploads an f32 tensor of a program, or one that lowering has made bf16.
     pub fn set(&mut self, loaded: &Loaded, id: TensorId, values: &[f32]) -> Result<()> {
+        if loaded.program.plan.tensor(id).dtype == DType::BF16 {
+            let rounded: Vec<u16> = values.iter().map(|&v| bf16::from_f32(v).to_bits()).collect();
+            return self.set_bytes(loaded, id, DType::BF16, bytemuck::cast_slice(&rounded));
+        }
         self.set_bytes(loaded, id, DType::F32, bytemuck::cast_slice(values))
     }
 

@@ -34,6 +34,14 @@ use super::Op;
 use crate::error::{Error, Result};
 use crate::plan::{DType, Mode, Plan, TensorId, Write};
 
+/// Name of slot 0 in a plan whose network may read it as it stands, with factor 1. Lowering
+/// may then add [`INPUT`].
+pub const SLOT_0: &str = "sampler.slot.0";
+
+/// Name of the network's input where it is not slot 0. Whoever sets slot 0 sets it too, where
+/// the lowered plan has it: in bf16 the step writes both, so that nothing is cast.
+pub const INPUT: &str = "sampler.input";
+
 /// Most state slots a sampler has; with x_0 they are the 8 of a stage's sum.
 pub const MOST_SLOTS: usize = 7;
 

@@ -15,6 +15,7 @@ use super::{DType, Mode, Node, Plan, Role, Space, Tensor, TensorId, Write};
 use crate::ops::Op;
 use crate::ops::cast::Cast;
 use crate::ops::conv2d::{PER_IMAGE, RESIDUAL, SECOND};
+use crate::ops::sampler_step::{INPUT, SLOT_0};
 
 /// Precision of a network's arithmetic. Weights, moments, statistics, sums, losses and
 /// the sampler's state are f32 in each.
@@ -74,6 +75,10 @@ pub(super) fn half_form(op: &Op) -> Option<HalfForm> {
         Op::SinusoidalEmbedding(_) | Op::FourierEmbedding(_) => along(&[], &[0]),
         Op::Lookup(_) => along(&[0], &[0]),
         Op::LookupBackward(_) => along(&[1], &[]),
+        Op::Noising(_) => along(&[], &[0]),
+        Op::Loss(_) | Op::SamplerQuantile(_) | Op::SamplerNorms(_) => along(&[0], &[]),
+        Op::LossBackward(_) => along(&[0], &[0]),
+        Op::SamplerStep(_) => along(&[0], &[1]),
         _ => None,
     }
 }
@@ -84,7 +89,50 @@ impl Plan {
     /// Makes what passes between layers bf16; for a backend's lowering, when all other
     /// ops are there. A second time changes nothing.
     pub fn halve(&mut self) {
+        self.halve_sampler_input();
         self.halve_by(half_form);
+    }
+
+    /// Lets a sampler's step write the network's input in bf16 where layers read it so: the
+    /// input that it writes already, or beside slot 0 another one ([`SLOT_0`]).
+    fn halve_sampler_input(&mut self) {
+        let Some(at) = self.nodes.iter().position(|n| matches!(n.op, Op::SamplerStep(_))) else {
+            return;
+        };
+        let is_layer = |node: &Node, i: usize| {
+            half_form(&node.op).is_some_and(|f| f.always && f.inputs.contains(&i))
+        };
+        let step = &self.nodes[at];
+        let (Some(seen), own) = (step.output(1).or(step.output(2)), step.output(1).is_some())
+        else {
+            return;
+        };
+        let reads = |node: &Node, i: usize| node.inputs[i] == Some(seen);
+        let mut readers = self.nodes[..at].iter().flat_map(|n| {
+            (0..n.inputs.len()).filter(move |&i| reads(n, i)).map(move |i| is_layer(n, i))
+        });
+        let is_state =
+            self.tensor(seen).dtype == DType::F32 && self.tensor(seen).role == Role::State;
+        if !is_state {
+            return;
+        }
+        if own {
+            let first = readers.next();
+            if first == Some(true) && readers.all(|takes| takes) {
+                self.tensors[seen.index()].dtype = DType::BF16;
+            }
+        } else if self.tensor(seen).name == SLOT_0 && readers.any(|takes| takes) {
+            let shape = self.shape(seen).to_vec();
+            let input = self.activation(INPUT, &shape, DType::BF16, Role::State);
+            for node in &mut self.nodes[..at] {
+                for i in 0..node.inputs.len() {
+                    if node.inputs[i] == Some(seen) && is_layer(node, i) {
+                        node.inputs[i] = Some(input);
+                    }
+                }
+            }
+            self.nodes[at].outputs[1] = Some(Write { tensor: input, mode: Mode::Write });
+        }
     }
 
     /// Lets the optimizer write the bf16 weights too.
@@ -376,10 +424,10 @@ mod tests {
     fn casts_stand_only_where_neighbours_disagree() {
         let mut plan = network();
         plan.halve();
-        // The input, the result for the loss, and the gradient from it.
+        // The input alone: the loss takes the result, and gives its gradient, as they are.
         let is_cast = |n: &&Node| matches!(n.op, Op::Cast(_));
         let cast = plan.nodes.iter().filter(is_cast).map(|n| plan.tensor(n.input(0)).name.as_str());
-        assert_eq!(cast.collect::<Vec<_>>(), ["x", "last.y", "d_last.y"]);
+        assert_eq!(cast.collect::<Vec<_>>(), ["x"]);
         let halves = plan.tensors.iter().filter(|t| t.space == Space::Half);
         let found: Vec<_> = halves.map(|t| (t.name.clone(), t.offset)).collect();
         let offset = |name: &str| plan.parameters.find(name).expect("a weight").offset * 2;

@@ -320,3 +320,108 @@ fn ops_between_layers_take_bf16() {
         assert!(case.takes_halves(), "{name} is computed in f32");
     }
 }
+
+/// A network of two convolutions, sampled in three steps of DDIM from the same noise.
+#[cfg(langevin_cuda)]
+fn samples(backend: Box<dyn Backend>) -> (langevin::backend::Loaded, Vec<f32>) {
+    use langevin::backend::{Engine, WeightSet};
+    use langevin::diffusion::sampler::run::{Request, Sampling, Settings, step_plan};
+    use langevin::diffusion::sampler::{Kind, Options, Program, Setup};
+
+    let options = Options { steps: Some(3), ..Options::default() };
+    let setup = Setup::of_scheduler(&Default::default(), options).expect("valid");
+    let program = Program::new(Kind::Ddim, &setup).expect("valid");
+    let settings = Settings {
+        batch: 2,
+        shape: vec![5, 8, 3],
+        label: DType::F32,
+        class: None,
+        guidance: 1.0,
+        given_noise: false,
+    };
+    let mut len = 0;
+    let plan = step_plan(&program, &settings, |plan, t| {
+        let mut weight = |name: &str, shape: &[usize]| {
+            plan.parameter(name, shape, DiskLayout::Same, Init::Constant(0.0), true)
+        };
+        let (w1, w2) = (weight("w1", &[8, 3, 3, 3]), weight("w2", &[3, 3, 3, 8]));
+        len = plan.parameters.arena_len();
+        let same = ConvOptions { padding: Padding::same(1), ..ConvOptions::default() };
+        let h = plan.conv2d(t.x, w1, None, same)?;
+        plan.conv2d(h, w2, None, same)
+    });
+    let mut engine = Engine::new(backend, len, false).expect("memory");
+    let weights: Vec<f32> = values(4, len).iter().map(|v| 0.2 * v).collect();
+    engine.set_arena(langevin::plan::Space::Parameters, &weights).expect("memory");
+    let lowered = engine.lower(plan.expect("fits")).expect("kernels");
+    let loaded = engine.load(lowered, WeightSet::Raw).expect("memory");
+    engine.refresh(&loaded).expect("runs");
+    let sampling = Sampling { program: &program, settings: &settings, loaded: &loaded };
+    let request = Request { count: 3, seed: 7, ..Request::default() };
+    let drawn = sampling.run(&mut engine, &request, &mut |_, _| Ok(())).expect("runs");
+    (loaded, drawn.images)
+}
+
+#[cfg(langevin_cuda)]
+#[test]
+fn a_sampler_in_bf16_hands_its_network_the_state_without_a_cast() {
+    use crate::common::assert_close;
+    use crate::gpu;
+    use langevin::backend::Precision;
+    use langevin::ops::sampler_step::INPUT;
+
+    let Some(backend) = gpu::backend_in(Precision::Bf16) else { return };
+    let expected: Vec<f64> = samples(Box::new(Cpu::new(1))).1.into_iter().map(f64::from).collect();
+    let (loaded, found) = samples(backend);
+    let plan = &loaded.program.plan;
+    let input = plan.find(INPUT).expect("an input beside the state");
+    assert_eq!(plan.tensor(input).dtype, DType::BF16);
+    assert!(!plan.nodes.iter().any(|n| matches!(n.op, Op::Cast(_))), "nothing is cast");
+    // Roundings of the first prediction grow as its noise is taken away.
+    assert_close("samples in bf16", &found, &expected, 3e-2, 1.0);
+}
+
+/// The steps of ddpm-cifar10, for one image.
+#[cfg(langevin_cuda)]
+#[test]
+fn the_steps_of_ddpm_cifar10_in_bf16_have_no_cast() {
+    use crate::gpu;
+    use langevin::backend::{Engine, Precision, Program};
+    use langevin::config::{self, Config};
+    use langevin::diffusion::sampler::{Kind, Options, Setup};
+    use langevin::sample::Drawing;
+    use langevin::train::step::{Images, StepPrograms};
+
+    let Some(backend) = gpu::backend_in(Precision::Bf16) else { return };
+    let mut config = Config::from_value(config::read("cifar10").expect("a preset")).expect("valid");
+    config.train.batch = 1;
+    let network = config.model.clone();
+    let image = network.sample_shape().expect("presets name a size");
+    let parameters = network.parameters().expect("valid");
+    let engine = Engine::new(backend, 1, false).expect("memory");
+    let casts = |program: &Program| -> Vec<String> {
+        let plan = &program.plan;
+        let casts = plan.nodes.iter().filter(|n| matches!(n.op, Op::Cast(_)));
+        casts.map(|n| plan.tensor(n.input(0)).name.clone()).collect()
+    };
+    for (levels, resident) in [(0, None), (256, Some(10))] {
+        let objective = config.objective(256).expect("a preset is valid");
+        let images = Images { shape: image, levels, resident };
+        let steps =
+            StepPrograms::new(&engine, &network, &parameters, &config.train, &objective, images)
+                .expect("valid");
+        assert_eq!(casts(steps.programs()[0]), Vec::<String>::new(), "training");
+    }
+    let options = Options { steps: Some(4), ..Options::default() };
+    let drawing = Drawing {
+        network: &network,
+        kind: Kind::Ddim,
+        setup: Setup::of_scheduler(&config.scheduler, options).expect("valid"),
+        image,
+        batch: 1,
+        guidance: 1.0,
+        given_noise: false,
+    };
+    let prepared = drawing.prepare(&engine).expect("valid");
+    assert_eq!(casts(prepared.program()), Vec::<String>::new(), "sampling");
+}

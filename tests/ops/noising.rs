@@ -4,7 +4,10 @@ use langevin::ops::noising::{Pick, Picked, coefficient, pick};
 use langevin::plan::{DType, Plan, Role, TensorId};
 use langevin::random::{Purpose, fill_normal, image_keys};
 
-use super::common::{Case, Input, Machine, Terms, assert_same_bits, on_every_backend, values};
+use super::common::{
+    Case, Input, Machine, Terms, assert_same_bits, in_half, on_every_backend, rounded_to_half,
+    values,
+};
 
 /// Keys of images 5, 6, .. of a seed, `[n, 4]`.
 pub fn keys(n: usize) -> Vec<u32> {
@@ -100,12 +103,20 @@ impl Set {
 
     /// x_t, x_0 where it is kept, losses and their gradient.
     fn run(&self, picked: bool, keep: bool) -> [Vec<f32>; 4] {
+        let predictions = values(9, self.picks.len() * self.len());
+        self.run_with(picked, keep, &predictions, false)
+    }
+
+    /// The same of given predictions; with `half` these, x_t and the gradient are bf16
+    /// tensors.
+    fn run_with(&self, picked: bool, keep: bool, predictions: &[f32], half: bool) -> [Vec<f32>; 4] {
         let n = self.picks.len();
         let batch = [n, self.shape[1], self.shape[2], self.shape[3]];
         let mut plan = Plan::new();
         let coefficients = plan.input("coefficients", &[n, coefficient::COLUMNS], DType::F32);
         let key_words = plan.input("keys", &[n, 4], DType::U32);
-        let prediction = plan.activation("prediction", &batch, DType::F32, Role::State);
+        let uploaded = plan.activation("prediction", &batch, DType::F32, Role::State);
+        let prediction = if half { plan.cast(uploaded, DType::BF16) } else { uploaded };
         let dtype = if self.levels == 0 { DType::F32 } else { DType::U8 };
         let (mut given, mut images) = (None, None);
         let (x_t, x0, loss) = if picked {
@@ -124,7 +135,13 @@ impl Set {
             (x_t, Some(x0), loss)
         };
         plan.derive(&[(loss, None)], langevin::plan::Wrt::Tensors(vec![prediction])).unwrap();
-        let gradient = plan.gradient(prediction).unwrap();
+        let mut gradient = plan.gradient(prediction).unwrap();
+        let mut x_t = x_t;
+        if half {
+            plan.tensors[gradient.index()].role = Role::Transient;
+            (gradient, x_t) = (plan.cast(gradient, DType::F32), plan.cast(x_t, DType::F32));
+            plan.keep(gradient);
+        }
         [Some(x_t), x0, Some(loss)].into_iter().flatten().for_each(|id| plan.keep(id));
         let mut machine = Machine::new(plan, 2);
         let mut rows = values(8, n * coefficient::COLUMNS);
@@ -132,7 +149,7 @@ impl Set {
         rows[coefficient::TARGET_X0] = 0.0;
         machine.upload(coefficients, &rows);
         machine.upload_u32(key_words, &keys(n));
-        machine.upload(prediction, &values(9, n * self.len()));
+        machine.upload(uploaded, predictions);
         if let Some(x0) = given {
             machine.upload(x0, &self.clean());
         }
@@ -166,6 +183,25 @@ fn picked_images_have_the_bits_of_given_ones() {
                             assert_same_bits(&format!("{what} of {shape:?}"), found, expected);
                         }
                     }
+                }
+            }
+        }
+    });
+}
+
+#[test]
+fn in_bf16_x_t_and_the_gradient_are_those_of_f32_rounded() {
+    in_half(|| {
+        for shape in [[3, 1, 1, 2], [3, 5, 7, 3], [3, 16, 8, 4], [3, 33, 32, 3]] {
+            for levels in [0, 256] {
+                let set = Set { shape, levels, picks: vec![[2, 1], [0, 0], [1, 1], [2, 0]] };
+                let predictions = rounded_to_half(&values(9, 4 * set.len()));
+                let [x_t, x0, loss, gradient] = set.run_with(true, true, &predictions, false);
+                let expected = [rounded_to_half(&x_t), x0, loss, rounded_to_half(&gradient)];
+                let found = set.run_with(true, true, &predictions, true);
+                let what = ["x_t", "x_0", "loss", "gradient"];
+                for ((what, found), expected) in what.iter().zip(&found).zip(&expected) {
+                    assert_same_bits(&format!("{what} of {shape:?} in bf16"), found, expected);
                 }
             }
         }

@@ -4,7 +4,10 @@ use langevin::ops::sampler_step::{Advance, SamplerOperands, column};
 use langevin::plan::{DType, Plan, Role, TensorId};
 use langevin::random::{Purpose, fill_normal, image_keys};
 
-use crate::common::{Machine, assert_close, assert_same_bits, on_every_backend, rounding, values};
+use crate::common::{
+    Machine, assert_close, assert_same_bits, in_half, on_every_backend, rounded_to_half, rounding,
+    values,
+};
 
 /// Sizes and choices of one step.
 #[derive(Clone, Copy)]
@@ -19,6 +22,8 @@ struct Setup {
     given_noise: bool,
     with_input: bool,
     threshold: Option<(f32, f32)>,
+    /// Prediction and input are bf16 tensors.
+    half: bool,
 }
 
 const PLAIN: Setup = Setup {
@@ -32,6 +37,7 @@ const PLAIN: Setup = Setup {
     given_noise: true,
     with_input: false,
     threshold: None,
+    half: false,
 };
 
 const STAGES: usize = 3;
@@ -96,19 +102,20 @@ impl Setup {
         let mut plan = Plan::new();
         let mut state =
             |name: &str, shape: &[usize], dtype| plan.activation(name, shape, dtype, Role::State);
-        let prediction =
-            state("prediction", &[seen, spatial, self.prediction_channels], DType::F32);
+        let uploaded = state("prediction", &[seen, spatial, self.prediction_channels], DType::F32);
         let table = state("table", &[STAGES, self.rows(), column::COLUMNS], DType::F32);
         let stage = state("stage", &[1], DType::U32);
         let arrived = state("arrived", &[1], DType::U32);
         let keys = state("keys", &[n, 4], DType::U32);
         let noise = self.given_noise.then(|| state("noise", &[n, spatial, channels], DType::F32));
         let label = state("label", &[seen], DType::F32);
-        let input = self.with_input.then(|| state("input", &[seen, spatial, channels], DType::F32));
+        let dtype = if self.half { DType::BF16 } else { DType::F32 };
+        let input = self.with_input.then(|| state("input", &[seen, spatial, channels], dtype));
         let slots: Vec<TensorId> = (0..self.slots)
             .map(|j| state(&format!("slot {j}"), &[n, spatial, channels], DType::F32))
             .collect();
         let threshold = self.threshold;
+        let prediction = if self.half { plan.cast(uploaded, DType::BF16) } else { uploaded };
         let operands = SamplerOperands {
             prediction,
             table,
@@ -123,7 +130,7 @@ impl Setup {
         };
         plan.sampler_step(&operands).unwrap();
         let mut machine = Machine::new(plan, threads);
-        machine.upload(prediction, &data.prediction);
+        machine.upload(uploaded, &data.prediction);
         machine.upload(table, &data.table);
         machine.upload_u32(stage, &[1]);
         machine.upload_u32(arrived, &[0]);
@@ -140,7 +147,10 @@ impl Setup {
         let word = |machine: &mut Machine, id| machine.download(id)[0].to_bits();
         assert_eq!(word(&mut machine, stage), 2, "the step goes on to the next stage");
         assert_eq!(word(&mut machine, arrived), 0);
-        let input = input.map_or(Vec::new(), |input| machine.download(input));
+        let input = input.map_or(Vec::new(), |input| match self.half {
+            true => machine.download_half(input).iter().map(|v| v.to_f32()).collect(),
+            false => machine.download(input),
+        });
         (slots.iter().map(|&s| machine.download(s)).collect(), machine.download(label), input)
     }
 
@@ -335,6 +345,29 @@ fn step_of_an_image_has_the_same_bits_alone() {
         let (alone, _, _) = one.run(&alone, 1);
         for (alone, together) in alone.iter().zip(&together) {
             assert_same_bits("image 0", alone, &cut(together));
+        }
+    });
+}
+
+#[test]
+fn step_reads_and_writes_in_bf16_what_it_does_in_f32() {
+    in_half(|| {
+        let plain = Setup { with_input: true, spatial: 208, ..PLAIN };
+        let threshold = Some((0.9, 3.0));
+        for setup in [
+            plain,
+            Setup { spatial: 203, guided: true, threshold, ..plain },
+            Setup { prediction_channels: 6, given_noise: false, ..plain },
+        ] {
+            let mut data = setup.data();
+            data.prediction = rounded_to_half(&data.prediction);
+            let (slots, labels, input) = setup.run(&data, 1);
+            let found = Setup { half: true, ..setup }.run(&data, 1);
+            for (found, expected) in found.0.iter().zip(&slots) {
+                assert_same_bits("a slot", found, expected);
+            }
+            assert_same_bits("the label", &found.1, &labels);
+            assert_same_bits("the input", &found.2, &rounded_to_half(&input));
         }
     });
 }

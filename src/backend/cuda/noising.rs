@@ -1,7 +1,7 @@
 //! Launches of `kernels/noising.cu`.
 
-use super::arguments::{Call, groups};
-use super::entries::{NOISING_F32, params};
+use super::arguments::{Call, for_type, groups};
+use super::entries::{NOISING_BF16, NOISING_F32, params};
 use crate::error::Result;
 use crate::ops::noising::{Noising, Pick};
 
@@ -24,7 +24,8 @@ pub(super) fn images(call: &Call, pick: Option<Pick>, at: usize, picks: usize) -
 }
 
 pub(super) fn noising(op: &Noising, call: &Call) -> Result<()> {
-    let (x_t, add) = call.required(0);
+    let dtype = call.written_dtype(0);
+    let (x_t, add) = call.required_as(0, dtype);
     let params = params::Noising {
         x_t,
         x0: call.output(1).map_or(std::ptr::null_mut(), |(x0, _)| x0),
@@ -34,5 +35,6 @@ pub(super) fn noising(op: &Noising, call: &Call) -> Result<()> {
         len: op.len as i64,
         add,
     };
-    call.launch(&NOISING_F32, groups(&NOISING_F32, op.len, op.n), 0, &params)
+    let entry = for_type(dtype, &NOISING_F32, &NOISING_BF16);
+    call.launch(entry, groups(entry, op.len, op.n), 0, &params)
 }

@@ -1,10 +1,10 @@
 //! Launches of `kernels/sampler_control.cu`.
 
-use super::arguments::{Call, groups};
+use super::arguments::{Call, for_type, groups};
 use super::entries::{
     SAMPLER_BLEND_F32, SAMPLER_ERROR_F32, SAMPLER_ESTIMATE_BACKWARD_PREDICTION_F32,
     SAMPLER_ESTIMATE_BACKWARD_STATE_F32, SAMPLER_ESTIMATE_FORWARD_F32, SAMPLER_LANGEVIN_F32,
-    SAMPLER_NORMS_F32, SAMPLER_RESIDUAL_F32, SAMPLER_RK45_F32, params,
+    SAMPLER_NORMS_BF16, SAMPLER_NORMS_F32, SAMPLER_RESIDUAL_F32, SAMPLER_RK45_F32, params,
 };
 use super::sampler_step::sizes;
 use crate::error::Result;
@@ -22,7 +22,8 @@ pub(super) fn norms(op: &SamplerNorms, call: &Call) -> Result<()> {
         *slot = call.input(6 + j).cast_mut();
     }
     let params = params::SamplerNorms { norms: call.written(0), rules: call.input(5), step };
-    call.launch(&SAMPLER_NORMS_F32, [op.step.n, 1, 1], 0, &params)
+    let entry = for_type(call.dtype(0), &SAMPLER_NORMS_F32, &SAMPLER_NORMS_BF16);
+    call.launch(entry, [op.step.n, 1, 1], 0, &params)
 }
 
 pub(super) fn langevin(op: &SamplerLangevin, call: &Call) -> Result<()> {

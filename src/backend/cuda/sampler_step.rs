@@ -1,14 +1,16 @@
 //! Launches of `kernels/sampler_step.cu`.
 
-use super::arguments::{Call, groups};
-use super::entries::{SAMPLER_QUANTILE_F32, SAMPLER_STEP_F32, params};
+use super::arguments::{Call, for_type, groups};
+use super::entries::{
+    SAMPLER_QUANTILE_BF16, SAMPLER_QUANTILE_F32, SAMPLER_STEP_BF16, SAMPLER_STEP_F32, params,
+};
 use crate::error::Result;
 use crate::ops::sampler_step::{SamplerQuantile, SamplerStep};
 
 /// What step and quantile are both told: sizes, prediction, table, stage.
 pub(super) fn sizes(op: &SamplerStep, call: &Call) -> params::SamplerStep {
     params::SamplerStep {
-        prediction: call.input(0),
+        prediction: call.input_as(0, call.dtype(0)),
         table: call.input(1),
         stage: call.optional_u32(2),
         n: op.n as u32,
@@ -40,11 +42,13 @@ pub(super) fn sampler_step(op: &SamplerStep, call: &Call) -> Result<()> {
         true => call.written_u32(0).cast(),
         false => call.written(0).cast(),
     };
-    params.input = call.output(1).map_or(std::ptr::null_mut(), |(input, _)| input);
+    // The network's input has the type of its output.
+    let dtype = call.dtype(0);
+    params.input = call.output_as(1, dtype).map_or(std::ptr::null_mut(), |(input, _)| input);
     for (j, slot) in params.slots.iter_mut().take(op.slots).enumerate() {
         *slot = call.written(2 + j);
     }
-    let entry = &SAMPLER_STEP_F32;
+    let entry = for_type(dtype, &SAMPLER_STEP_F32, &SAMPLER_STEP_BF16);
     call.launch(entry, groups(entry, op.len(), op.n), 0, &params)
 }
 
@@ -56,5 +60,6 @@ pub(super) fn sampler_quantile(op: &SamplerQuantile, call: &Call) -> Result<()> 
     }
     let threshold = call.written(0);
     let params = params::SamplerQuantile { threshold, step, ratio: op.ratio, max: op.max };
-    call.launch(&SAMPLER_QUANTILE_F32, [op.step.n, 1, 1], 0, &params)
+    let entry = for_type(call.dtype(0), &SAMPLER_QUANTILE_F32, &SAMPLER_QUANTILE_BF16);
+    call.launch(entry, [op.step.n, 1, 1], 0, &params)
 }

@@ -67,7 +67,7 @@ pub const MASK: &str = "sampler.mask";
 pub(super) mod name {
     pub const LABEL: &str = "sampler.label";
     pub const CLASS: &str = "sampler.class";
-    pub const INPUT: &str = "sampler.input";
+    pub use crate::ops::sampler_step::{INPUT, SLOT_0};
     pub const TABLE: &str = "sampler.table";
     pub const STAGE: &str = "sampler.stage";
     pub const ARRIVED: &str = "sampler.arrived";
@@ -81,7 +81,7 @@ pub(super) mod name {
     pub const RUNNING: &str = "sampler.running";
     pub const BLEND: &str = "sampler.blend";
     pub fn slot(j: usize) -> String {
-        format!("sampler.slot.{j}")
+        if j == 0 { SLOT_0.into() } else { format!("sampler.slot.{j}") }
     }
 }
 
