@@ -4,6 +4,7 @@
 //! ```text
 //! cargo bench --bench certificates              # everything
 //! cargo bench --bench certificates -- norm      # sections whose name contains a word
+//! cargo bench --bench certificates -- --json=certificates.json   # every line in a file, too
 //! ```
 //!
 //! One file a family of kernels. Its function adds lines to the [`table::Table`]: the item,
@@ -27,6 +28,9 @@
 //! 15. the bound model of the training step, as a share of the tensor cores' peak;
 //! 16. sm_90a.
 #![allow(unsafe_code)] // Loads a library.
+
+#[cfg(langevin_cuda)]
+use std::path::PathBuf;
 
 #[cfg(langevin_cuda)]
 mod attention;
@@ -89,6 +93,10 @@ fn main() {
         }
     }
     table.print_summary();
+    if let Some(path) = std::env::args().find_map(|a| a.strip_prefix("--json=").map(PathBuf::from))
+    {
+        table.write_json(&path);
+    }
     // Dropping the device would wait for the graphs' work: minutes of whole networks.
     std::process::exit(0);
 }

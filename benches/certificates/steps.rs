@@ -1,17 +1,18 @@
 //! What a step launches around the network: the samplers' update and the optimizer.
 
 use langevin::backend::cuda::Cuda;
-use langevin::backend::{Engine, WeightSet};
+use langevin::backend::{Engine, Precision, WeightSet};
 use langevin::diffusion::sampler::run::{Request, Sampling, Settings, step_plan};
 use langevin::diffusion::sampler::{Kind, Options, Program, Setup};
+use langevin::ops::conv2d::ConvOptions;
 use langevin::ops::optimizer::{AdamW, control};
 use langevin::ops::sampler_step::column;
-use langevin::plan::{DType, Plan, Space};
+use langevin::plan::{DType, DiskLayout, Init, Plan, Space};
 
 use crate::counters::Gpu;
 use crate::elementwise::passes;
 use crate::table::Table;
-use crate::table::Target::{AtMost, Is};
+use crate::table::Target::{AtMost, Is, Within};
 
 /// Samplers that ask the network once a step and do not look at errors or norms.
 const ONE_EVALUATION: [Kind; 9] = [
@@ -27,14 +28,14 @@ const ONE_EVALUATION: [Kind; 9] = [
 ];
 
 /// A backend with arenas of `len` parameters.
-fn engine(gpu: &Gpu, len: usize, training: bool) -> Engine {
-    let backend = Cuda::sharing(&gpu.device).expect("a backend");
+fn engine(gpu: &Gpu, precision: Precision, len: usize, training: bool) -> Engine {
+    let backend = Cuda::sharing(&gpu.device).expect("a backend").with_precision(precision);
     Engine::new(Box::new(backend), len, training).expect("memory")
 }
 
 /// Bytes an image's elements must move in a stage: what the row's coefficients read,
-/// and what it writes.
-fn minimal_bytes(row: &[f32], writes_input: bool) -> usize {
+/// and what it writes; `network` bytes an element of the prediction and of the input.
+fn minimal_bytes(row: &[f32], writes_input: bool, network: usize) -> usize {
     let outputs: Vec<&[f32]> = (0..2)
         .filter(|k| row[column::TARGET + k] >= 0.0)
         .map(|k| &row[column::OUTPUT + k * column::COEFFICIENTS..][..column::COEFFICIENTS])
@@ -46,66 +47,91 @@ fn minimal_bytes(row: &[f32], writes_input: bool) -> usize {
         x0 && row[column::X0_PREDICTION] != 0.0 || eps && row[column::EPS_PREDICTION] != 0.0;
     let input = row[column::INPUT_SLOT] as usize;
     let slots = (0..column::OF_X0).filter(|&j| used(j) || state && j == input).count();
-    4 * (slots + usize::from(prediction) + outputs.len() + usize::from(writes_input))
+    4 * (slots + outputs.len()) + network * (usize::from(prediction) + usize::from(writes_input))
 }
 
 /// Item 12: the update of every sampler that asks once a step, on 8 images.
 pub fn sampler(table: &mut Table, gpu: &Gpu) {
-    const N: usize = 8;
-    const SHAPE: [usize; 3] = [32, 32, 3];
-    let steps = 4;
-    table.note("8 images of 32x32x3 and a network of one operation, which is not counted");
-    for kind in ONE_EVALUATION {
-        let options = Options { steps: Some(steps), ..Options::default() };
-        let setup = Setup::of_scheduler(&Default::default(), options).expect("valid");
-        let program = Program::new(kind, &setup).expect("valid");
-        let settings = Settings {
-            batch: N,
-            shape: SHAPE.to_vec(),
-            label: DType::F32,
-            class: None,
-            guidance: 1.0,
-            given_noise: false,
-        };
-        let plan = step_plan(&program, &settings, |plan, t| Ok(plan.scale(t.x, 0.5, 0.1)));
-        let mut engine = engine(gpu, 1, false);
-        let lowered = engine.lower(plan.expect("valid")).expect("kernels");
-        let loaded = engine.load(lowered, WeightSet::Raw).expect("memory");
-        let sampling = Sampling { program: &program, settings: &settings, loaded: &loaded };
-        let request = Request { count: N, ..Request::default() };
-        let launched = gpu.measure(|| {
-            sampling.run(&mut engine, &request, &mut |_, _| Ok(())).expect("runs");
-        });
-        let others: f64 = launched
-            .kernels
-            .iter()
-            .filter(|(name, _)| !name.starts_with("scale"))
-            .map(|(_, c)| c.launches)
-            .sum();
-        let stages = program.stages.len();
-        let name = program.name;
-        let what = |text: &str| format!("{name}: {text}");
-        table.line(12, &what("kernels a step"), others / stages as f64, Is(1.0));
-        let rows = program.table(1.0);
-        let writes_input = !program.input_is_state();
-        let image: usize = SHAPE.iter().product();
-        let minimal: usize =
-            rows.chunks_exact(column::COLUMNS).map(|row| minimal_bytes(row, writes_input)).sum();
-        let c = launched.of("sampler_step");
-        let bytes = (minimal * N * image) as f64;
-        table.line(12, &what("bytes touched / minimal"), c.unique() / bytes, AtMost(1.02));
-        table.value(12, &what("bytes of sectors asked for / minimal"), c.sector_bytes() / bytes);
-        let mut step = launched;
-        step.kernels.retain(|kernel, _| kernel.starts_with("sampler_step"));
-        passes(table, name, &step);
+    table.note("8 images of 32x32x3 and a network of one convolution, which is not counted");
+    for precision in [Precision::F32, Precision::Bf16] {
+        for kind in ONE_EVALUATION {
+            step(table, gpu, kind, precision);
+        }
     }
 }
 
-/// Item 13: the update of 4 million parameters in f32, and the norm before it.
+fn step(table: &mut Table, gpu: &Gpu, kind: Kind, precision: Precision) {
+    const N: usize = 8;
+    const SHAPE: [usize; 3] = [32, 32, 3];
+    let options = Options { steps: Some(4), ..Options::default() };
+    let setup = Setup::of_scheduler(&Default::default(), options).expect("valid");
+    let program = Program::new(kind, &setup).expect("valid");
+    let settings = Settings {
+        batch: N,
+        shape: SHAPE.to_vec(),
+        label: DType::F32,
+        class: None,
+        guidance: 1.0,
+        given_noise: false,
+    };
+    let mut len = 0;
+    let plan = step_plan(&program, &settings, |plan, t| {
+        let weight =
+            plan.parameter("w", &[3, 1, 1, 3], DiskLayout::Same, Init::Constant(0.0), true);
+        len = plan.parameters.arena_len();
+        plan.conv2d(t.x, weight, None, ConvOptions::default())
+    });
+    let mut engine = engine(gpu, precision, len, false);
+    engine.set_arena(Space::Parameters, &vec![0.1; len]).expect("memory");
+    let lowered = engine.lower(plan.expect("valid")).expect("kernels");
+    let loaded = engine.load(lowered, WeightSet::Raw).expect("memory");
+    engine.refresh(&loaded).expect("runs");
+    let sampling = Sampling { program: &program, settings: &settings, loaded: &loaded };
+    let request = Request { count: N, ..Request::default() };
+    let launched = gpu.measure(|| {
+        sampling.run(&mut engine, &request, &mut |_, _| Ok(())).expect("runs");
+    });
+    // All but the network's. A cast would be one too many.
+    let others: f64 = launched
+        .kernels
+        .iter()
+        .filter(|(name, _)| !name.starts_with("conv2d"))
+        .map(|(_, c)| c.launches)
+        .sum();
+    let stages = program.stages.len();
+    let name = format!("{}, {precision}", program.name);
+    let what = |text: &str| format!("{name}: {text}");
+    table.line(12, &what("kernels a step"), others / stages as f64, Is(1.0));
+    let rows = program.table(1.0);
+    let half = precision == Precision::Bf16;
+    let writes_input = half || !program.input_is_state();
+    let image: usize = SHAPE.iter().product();
+    let network = if half { 2 } else { 4 };
+    let minimal: usize = rows
+        .chunks_exact(column::COLUMNS)
+        .map(|row| minimal_bytes(row, writes_input, network))
+        .sum();
+    let c = launched.of("sampler_step");
+    let bytes = (minimal * N * image) as f64;
+    table.line(12, &what("bytes touched / minimal"), c.unique() / bytes, AtMost(1.02));
+    table.value(12, &what("bytes of sectors asked for / minimal"), c.sector_bytes() / bytes);
+    let mut step = launched;
+    step.kernels.retain(|kernel, _| kernel.starts_with("sampler_step"));
+    passes(table, &name, &step);
+}
+
+/// Item 13: the update of 4 million parameters, and the norm before it.
 pub fn optimizer(table: &mut Table, gpu: &Gpu) {
-    const LEN: usize = 4 << 20;
     table.note("4,194,304 parameters; ddpm-cifar10's 35,746,307 are more blocks of the same");
-    let mut engine = engine(gpu, LEN, true);
+    for (precision, bytes) in [(Precision::F32, 36.0), (Precision::Bf16, 38.0)] {
+        update(table, gpu, precision, bytes);
+    }
+}
+
+/// With `minimal` bytes a parameter: 5 arenas read, 4 written, and in bf16 the copy.
+fn update(table: &mut Table, gpu: &Gpu, precision: Precision, minimal: f64) {
+    const LEN: usize = 4 << 20;
+    let mut engine = engine(gpu, precision, LEN, true);
     let mut plan = Plan::new();
     let ranges = vec![(0, LEN)];
     let norm = plan.global_norm(ranges.clone(), LEN);
@@ -121,14 +147,15 @@ pub fn optimizer(table: &mut Table, gpu: &Gpu) {
         engine.run(&loaded).expect("runs");
         engine.get(&loaded, norm, &mut [0.0]).expect("downloads");
     });
-    passes(table, "4 M parameters", &launched);
+    passes(table, &format!("{precision}"), &launched);
     let c = launched.of("adamw");
-    table.line(13, "AdamW with the average: launches", c.launches, Is(1.0));
+    table.line(13, &format!("AdamW with the average, {precision}: launches"), c.launches, Is(1.0));
     let bytes = c.unique() / LEN as f64;
-    let name = "AdamW with the average, f32: bytes a parameter (5 read, 4 written)";
-    table.line(13, name, bytes, AtMost(36.0 * 1.02));
+    let name = format!("AdamW with the average, {precision}: bytes a parameter");
+    table.line(13, &name, bytes, Within(minimal, 0.02));
     let asked = c.sector_bytes() / LEN as f64;
-    table.value(13, "AdamW: bytes of sectors asked for, a parameter", asked);
+    let name = format!("AdamW with the average, {precision}: bytes of sectors asked for");
+    table.line(13, &name, asked, Within(minimal, 0.02));
     let c = launched.of("square_sums");
     table.value(13, "gradient norm: bytes a parameter", c.unique() / LEN as f64);
 }

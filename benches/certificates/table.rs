@@ -1,6 +1,9 @@
 //! The table: one line a value, and what holds by item at the end.
 
 use std::collections::BTreeMap;
+use std::path::Path;
+
+use serde_json::{Value, json};
 
 /// What a value is promised to be.
 #[derive(Clone, Copy, Debug)]
@@ -11,6 +14,8 @@ pub enum Target {
     AtMost(f64),
     /// This, to half a hundredth.
     Is(f64),
+    /// The first, to this share of it.
+    Within(f64, f64),
 }
 
 impl Target {
@@ -19,6 +24,7 @@ impl Target {
             Target::AtLeast(least) => value >= least,
             Target::AtMost(most) => value <= most,
             Target::Is(exact) => (value - exact).abs() < 0.005,
+            Target::Within(exact, share) => (value - exact).abs() <= share * exact,
         }
     }
 }
@@ -29,6 +35,7 @@ impl std::fmt::Display for Target {
             Target::AtLeast(least) => write!(f, ">= {least}"),
             Target::AtMost(most) => write!(f, "<= {most}"),
             Target::Is(exact) => write!(f, "= {exact}"),
+            Target::Within(exact, share) => write!(f, "{exact} +- {}%", 100.0 * share),
         }
     }
 }
@@ -46,6 +53,8 @@ struct Count {
 pub struct Table {
     items: BTreeMap<u32, Count>,
     failures: Vec<String>,
+    /// Every line, for [`Table::write_json`].
+    lines: Vec<Value>,
 }
 
 /// Number of items.
@@ -63,6 +72,10 @@ impl Table {
             "DOES NOT HOLD"
         };
         let target = target.to_string();
+        let holds = verdict == "holds";
+        self.lines.push(json!({
+            "item": item, "what": what, "value": value, "target": target, "holds": holds,
+        }));
         let line = format!("{item:>2}  {what:<76} {value:>9.3}  {target:<8} {verdict}");
         println!("{line}");
         if verdict != "holds" {
@@ -73,18 +86,28 @@ impl Table {
     /// A value that nothing is promised of.
     pub fn value(&mut self, item: u32, what: &str, value: f64) {
         self.items.entry(item).or_default();
+        self.lines.push(json!({"item": item, "what": what, "value": value}));
         println!("{item:>2}  {what:<76} {value:>9.3}");
     }
 
     /// What is promised and was not counted, with the reason.
     pub fn not_measured(&mut self, item: u32, what: &str, why: &str) {
         self.items.entry(item).or_default().not_measured += 1;
+        self.lines.push(json!({"item": item, "what": what, "not_measured": why}));
         println!("{item:>2}  {what}: not measured: {why}");
     }
 
     /// How something was counted.
     pub fn note(&mut self, text: &str) {
         println!("    ({text})");
+    }
+
+    /// Writes every line as JSON: item, what, value, and where something is promised the target
+    /// and whether it holds.
+    pub fn write_json(&self, path: &Path) {
+        let text = serde_json::to_string_pretty(&self.lines).expect("plain values");
+        std::fs::write(path, text).unwrap_or_else(|e| panic!("{}: {e}", path.display()));
+        println!("\nwritten to {}", path.display());
     }
 
     /// What holds, item by item, and once more every line that does not.

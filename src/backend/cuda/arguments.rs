@@ -2,7 +2,7 @@
 //! its name.
 #![allow(unsafe_code)] // Launches on addresses from the memory plan.
 
-use std::cell::Cell;
+use std::cell::RefCell;
 use std::ffi::c_void;
 
 use super::device::Device;
@@ -28,8 +28,19 @@ pub struct Call<'a> {
     bound: &'a [(TensorId, u64)],
     /// Where kernels report an index outside its table.
     bad_index: *mut u32,
-    /// Counts launches that are not to be made.
-    counter: Option<&'a Cell<usize>>,
+    /// Takes down launches that are not to be made.
+    recorder: Option<&'a RefCell<Vec<Launch>>>,
+}
+
+/// A launch of a kernel for an op.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Launch {
+    /// Name of the op.
+    pub op: &'static str,
+    /// Name of the kernel.
+    pub kernel: &'static str,
+    /// Shared memory of a block beside that which the kernel's code declares.
+    pub shared_bytes: u32,
 }
 
 impl<'a> Call<'a> {
@@ -40,20 +51,20 @@ impl<'a> Call<'a> {
         arenas: [(u64, usize); SPACES],
         bad_index: *mut u32,
     ) -> Self {
-        Call { device, program, node, arenas, bound: &[], bad_index, counter: None }
+        Call { device, program, node, arenas, bound: &[], bad_index, recorder: None }
     }
 
-    /// A call that launches nothing and counts what it would launch.
-    pub(super) fn counting(
+    /// A call that launches nothing and takes down what it would launch.
+    pub(super) fn recording(
         device: &'a Device,
         program: &'a Program,
         node: &'a Node,
-        counter: &'a Cell<usize>,
+        recorder: &'a RefCell<Vec<Launch>>,
     ) -> Self {
         // Far from 0 and from overflow; never used.
         let arenas = [(1 << 40, usize::MAX >> 1); SPACES];
         let call = Call::new(device, program, node, arenas, std::ptr::null_mut());
-        Call { counter: Some(counter), ..call }
+        Call { recorder: Some(recorder), ..call }
     }
 
     /// A call with an arena of activations (address, bytes) and tensors elsewhere.
@@ -67,7 +78,7 @@ impl<'a> Call<'a> {
     ) -> Self {
         let mut arenas = [(0, 0); SPACES];
         arenas[Space::Activations as usize] = activations;
-        Call { device, program, node, arenas, bound, bad_index, counter: None }
+        Call { device, program, node, arenas, bound, bad_index, recorder: None }
     }
 
     pub(crate) fn node(&self) -> &Node {
@@ -231,8 +242,11 @@ impl<'a> Call<'a> {
         shared_bytes: u32,
         params: &P,
     ) -> Result<()> {
-        if let Some(counter) = self.counter {
-            counter.set(counter.get() + usize::from(!grid.contains(&0)));
+        if let Some(recorder) = self.recorder {
+            if !grid.contains(&0) {
+                let (op, kernel) = (self.node.op.name(), entry.name);
+                recorder.borrow_mut().push(Launch { op, kernel, shared_bytes });
+            }
             return Ok(());
         }
         // SAFETY: the addresses come from this call, whose tensors lie inside their

@@ -1,9 +1,9 @@
 //! [`Cuda`]: arenas on a device, and the [`Backend`] trait over them.
 
-use std::cell::Cell;
+use std::cell::{Cell, RefCell};
 use std::sync::Arc;
 
-use super::arguments::{Call, SPACES, each, packs};
+use super::arguments::{Call, Launch, SPACES, each, packs};
 use super::device::Device;
 use super::entries::{CHECK_BF16, CHECK_F32, params};
 use super::graph::{Graphs, Key, Next};
@@ -94,13 +94,23 @@ impl Cuda {
     /// runs become. Allocates and launches nothing.
     pub fn graph_nodes(&self, program: &Program) -> Result<Vec<(&'static str, usize)>> {
         let nodes = program.plan.nodes.iter();
-        let count = |node: &Node| {
-            let counter = Cell::new(0);
-            let call = Call::counting(&self.device, program, node, &counter);
-            execute::execute(&node.op, Some(&call))?;
-            Ok((node.op.name(), counter.get()))
-        };
-        nodes.map(count).collect()
+        nodes.map(|n| Ok((n.op.name(), self.launches_of(program, n)?.len()))).collect()
+    }
+
+    /// All launches of a program, in order. Allocates and launches nothing.
+    pub fn launches(&self, program: &Program) -> Result<Vec<Launch>> {
+        let mut all = Vec::new();
+        for node in &program.plan.nodes {
+            all.extend(self.launches_of(program, node)?);
+        }
+        Ok(all)
+    }
+
+    fn launches_of(&self, program: &Program, node: &Node) -> Result<Vec<Launch>> {
+        let recorder = RefCell::new(Vec::new());
+        let call = Call::recording(&self.device, program, node, &recorder);
+        execute::execute(&node.op, Some(&call))?;
+        Ok(recorder.into_inner())
     }
 
     fn memory(&self, buffer: &Buffer) -> &Memory {

@@ -80,7 +80,7 @@ mod staging;
 mod variational;
 
 #[cfg(langevin_cuda)]
-pub use arguments::Call;
+pub use arguments::{Call, Launch};
 #[cfg(langevin_cuda)]
 pub use backend::Cuda;
 #[cfg(langevin_cuda)]
