@@ -18,14 +18,13 @@ constexpr float LEARNED = -2.0f, LEARNED_RANGE = -3.0f;
 
 /// Multiplies z by the std that the network predicts in its second half.
 template <typename T>
-INLINE void scale_noise(const SamplerStep &p, Len image, Len e, int count, const float *row, Group &z) {
+INLINE void scale_noise(const SamplerStep &p, Len image, Word e, int count, const float *row, Group &z) {
     const float *range = row + OUTPUT + COEFFICIENTS;
     Len len = (Len)p.spatial * p.prediction_channels;
 #pragma unroll
     for (int k = 0; k < GROUP; k++) {
         if (k >= count) continue;
-        Word i = (Word)e + k;
-        Word at = i / p.channels * p.prediction_channels + p.channels + i % p.channels;
+        Word i = e + k, at = i + (i / p.channels) * (p.prediction_channels - p.channels) + p.channels;
         float v = widen(((const T *)p.prediction)[image * len + at]);
         if (row[TARGET + 1] == LEARNED_RANGE) {
             float part = 0.5f * (v + 1.0f);
@@ -61,26 +60,33 @@ INLINE Word take_stage(const SamplerStep &p) {
 }
 
 template <typename T> INLINE void sampler_step(const SamplerStep &p) {
-    Word stage = take_stage(p);
-    Len len = (Len)p.spatial * p.channels, e = group_start();
+    // Of this stage and of the next. From shared memory they take no registers.
+    __shared__ float row[COLUMNS], next_row[COLUMNS];
+    Word stage = take_stage(p), image = blockIdx.y;
+    if (threadIdx.x < COLUMNS) {
+        row[threadIdx.x] = row_of(p, stage, image)[threadIdx.x];
+        next_row[threadIdx.x] = row_of(p, min(stage + 1, p.stages - 1), image)[threadIdx.x];
+    }
+    __syncthreads();
+    // An image has fewer than 2^32 elements.
+    Word e = (Word)group_start();
+    Len len = (Len)p.spatial * p.channels;
     int count = group_count(e, len);
-    Word image = blockIdx.y;
-    const float *row = row_of(p, stage, image);
     Len at = (Len)image * len + e;
 
     // Of an output that is not there no coefficient is looked at.
     bool writes[2] = {row[TARGET] >= 0.0f, row[TARGET + 1] >= 0.0f};
     auto coefficient = [&](int k, int i) { return writes[k] ? row[OUTPUT + k * COEFFICIENTS + i] : 0.0f; };
     auto uses = [&](int i) { return coefficient(0, i) != 0.0f || coefficient(1, i) != 0.0f; };
-    const float *seen = slot_of(p, row[INPUT_SLOT]);
-    Group x = load(seen + at, count);
+    Word seen = slot_index(p, row[INPUT_SLOT]);
+    Group x = load(p.slots[seen] + at, count);
     Group sums[2] = {{0, 0, 0, 0}, {0, 0, 0, 0}};
     auto add = [&](int i, const Group &v) {
 #pragma unroll
         for (int k = 0; k < 2; k++) axpy(sums[k], coefficient(k, i), v);
     };
     for (Word j = 0; j < p.slot_count; j++) {
-        if (uses(j)) add(j, p.slots[j] == seen ? x : load(p.slots[j] + at, count));
+        if (uses(j)) add(j, j == seen ? x : load(p.slots[j] + at, count));
     }
     if (uses(OF_X0) || uses(OF_EPS)) {
         Group prediction = predict<T>(p, image, e, count, row[GUIDANCE]), v;
@@ -88,7 +94,10 @@ template <typename T> INLINE void sampler_step(const SamplerStep &p) {
 #pragma unroll
         for (int k = 0; k < GROUP; k++) {
             v[k] = clamp(row[X0_STATE] * x[k] + row[X0_PREDICTION] * prediction[k], -clip, clip);
-            if (p.threshold) v[k] = v[k] / clip;
+        }
+        if (p.threshold) {
+#pragma unroll
+            for (int k = 0; k < GROUP; k++) v[k] = v[k] / clip;
         }
         add(OF_X0, v);
 #pragma unroll
@@ -106,7 +115,6 @@ template <typename T> INLINE void sampler_step(const SamplerStep &p) {
     for (int k = 0; k < 2; k++) {
         if (writes[k]) store(slot_of(p, row[TARGET + k]) + at, sums[k], count);
     }
-    const float *next_row = row_of(p, min(stage + 1, p.stages - 1), image);
     if (e == 0) {
         for (Word copy = 0; copy <= p.guided; copy++) {
             Len i = (Len)copy * p.n + image;
@@ -116,10 +124,10 @@ template <typename T> INLINE void sampler_step(const SamplerStep &p) {
     }
     if (p.input) {
         float scale = next_row[INPUT_SCALE];
-        const float *from = slot_of(p, next_row[INPUT_SLOT]);
-        bool first = writes[0] && slot_of(p, row[TARGET]) == from;
-        bool second = writes[1] && slot_of(p, row[TARGET + 1]) == from;
-        Group v = second ? sums[1] : first ? sums[0] : load(from + at, count);
+        Word from = slot_index(p, next_row[INPUT_SLOT]);
+        bool first = writes[0] && slot_index(p, row[TARGET]) == from;
+        bool second = writes[1] && slot_index(p, row[TARGET + 1]) == from;
+        Group v = second ? sums[1] : first ? sums[0] : load(p.slots[from] + at, count);
 #pragma unroll
         for (int k = 0; k < GROUP; k++) v[k] = scale * v[k];
         for (Word copy = 0; copy <= p.guided; copy++) {
@@ -128,9 +136,8 @@ template <typename T> INLINE void sampler_step(const SamplerStep &p) {
     }
 }
 
-// Five blocks a multiprocessor: with the 40 registers of six it spills.
-ENTRY(sampler_step_f32, SamplerStep, 256, 5) { sampler_step<float>(p); }
-ENTRY(sampler_step_bf16, SamplerStep, 256, 5) { sampler_step<Bf16>(p); }
+ENTRY(sampler_step_f32, SamplerStep, 256, 6) { sampler_step<float>(p); }
+ENTRY(sampler_step_bf16, SamplerStep, 256, 6) { sampler_step<Bf16>(p); }
 
 /// Calls f(bits of |x_0|) for this thread's elements of an image.
 template <typename T, class F>

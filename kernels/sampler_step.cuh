@@ -27,10 +27,11 @@ enum {
 /// The stage a step is at. Whatever the device's memory holds, it is one of the table's.
 INLINE Word stage_of(const Word *stage, Word stages) { return min(stage[0], stages - 1); }
 
-/// The slot that a row names, in the same way.
-INLINE float *slot_of(const SamplerStep &p, float slot) {
-    return p.slots[min((Word)slot, p.slot_count - 1)];
-}
+/// The number of the slot that a row names, in the same way.
+INLINE Word slot_index(const SamplerStep &p, float slot) { return min((Word)slot, p.slot_count - 1); }
+
+/// That slot.
+INLINE float *slot_of(const SamplerStep &p, float slot) { return p.slots[slot_index(p, slot)]; }
 
 /// An image's row of a stage.
 INLINE const float *row_of(const SamplerStep &p, Word stage, Word image) {

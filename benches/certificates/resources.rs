@@ -25,7 +25,8 @@ const ELEMENTWISE: [&str; 8] =
 
 /// Kernels of such images that are reductions, and elementwise kernels of others.
 const REDUCTIONS: [&str; 1] = ["sum_per_image"];
-const ALSO_ELEMENTWISE: [&str; 3] = ["loss_backward", "sampler_blend", "sampler_estimate"];
+const ALSO_ELEMENTWISE: [&str; 4] =
+    ["loss_backward", "sampler_step_", "sampler_blend", "sampler_estimate"];
 
 /// Shared memory that a block may ask for on sm_86, 89 and 120.
 const MOST_SHARED_BYTES: f64 = 99.0 * 1024.0;
