@@ -100,7 +100,14 @@ fn measure(
     let lowered = engine.lower(plan).expect("kernels");
     let loaded = engine.load(lowered, WeightSet::Raw).expect("memory");
     set(&mut engine, &loaded);
-    gpu.measure(|| engine.run(&loaded).expect("runs"))
+    let plan = &loaded.program.plan;
+    let result = plan.tensors.iter().position(|t| t.role == Role::Output).expect("a result");
+    let result = TensorId(result as u32);
+    let mut values = vec![0.0; plan.tensor(result).len()];
+    gpu.measure(|| {
+        engine.run(&loaded).expect("runs");
+        engine.get(&loaded, result, &mut values).expect("downloads");
+    })
 }
 
 impl Case {

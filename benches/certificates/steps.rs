@@ -6,7 +6,7 @@ use langevin::diffusion::sampler::run::{Request, Sampling, Settings, step_plan};
 use langevin::diffusion::sampler::{Kind, Options, Program, Setup};
 use langevin::ops::conv2d::ConvOptions;
 use langevin::ops::optimizer::{AdamW, control};
-use langevin::ops::sampler_step::column;
+use langevin::ops::sampler_step::{SLOT_0, column};
 use langevin::plan::{DType, DiskLayout, Init, Plan, Space};
 
 use crate::counters::Gpu;
@@ -85,7 +85,10 @@ fn step(table: &mut Table, gpu: &Gpu, kind: Kind, precision: Precision) {
     engine.set_arena(Space::Parameters, &vec![0.1; len]).expect("memory");
     let lowered = engine.lower(plan.expect("valid")).expect("kernels");
     let loaded = engine.load(lowered, WeightSet::Raw).expect("memory");
+    // The cast of the weights is over before anything is counted.
     engine.refresh(&loaded).expect("runs");
+    let state = loaded.tensor(SLOT_0).expect("a state");
+    engine.get(&loaded, state, &mut vec![0.0; N * SHAPE.iter().product::<usize>()]).expect("waits");
     let sampling = Sampling { program: &program, settings: &settings, loaded: &loaded };
     let request = Request { count: N, ..Request::default() };
     let launched = gpu.measure(|| {
