@@ -31,7 +31,8 @@ impl Slices {
     /// position.
     fn exact(op: &Norm, groups: usize, x2_channels: i32) -> Self {
         let group_len = op.channels / groups;
-        let aligned = group_len.is_multiple_of(CHUNK) && x2_channels as usize % CHUNK == 0;
+        let aligned =
+            group_len.is_multiple_of(CHUNK) && (x2_channels as usize).is_multiple_of(CHUNK);
         let lanes = if aligned { CHUNK } else { 1 };
         let columns = group_len / lanes;
         let wanted = (THREADS / op.spatial.max(1)).max(SECTOR / lanes);

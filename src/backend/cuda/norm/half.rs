@@ -37,7 +37,8 @@ impl Slices {
     /// Whole sectors, and in small images as many as give every thread a position.
     fn half(op: &Norm, groups: usize, x2_channels: i32) -> Self {
         let group_len = op.channels / groups;
-        let aligned = op.channels.is_multiple_of(CHUNK) && x2_channels as usize % CHUNK == 0;
+        let aligned =
+            op.channels.is_multiple_of(CHUNK) && (x2_channels as usize).is_multiple_of(CHUNK);
         let lanes = if aligned { CHUNK } else { 1 };
         let least = match aligned {
             true => (1..).map(|k| k * group_len).find(|len| len.is_multiple_of(SECTOR)),
@@ -112,7 +113,7 @@ impl Small {
             && columns.is_power_of_two()
             && along <= Self::MOST_ALONG
             && op.channels.is_multiple_of(along * CHUNK)
-            && x2_channels as usize % CHUNK == 0;
+            && (x2_channels as usize).is_multiple_of(CHUNK);
         let known = matches!(op.activation, None | Some(Activation::Silu)) && !has_scale_shift;
         if !whole || !known {
             return None;
