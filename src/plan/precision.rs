@@ -89,8 +89,14 @@ impl Plan {
     /// Makes what passes between layers bf16; for a backend's lowering, when all other
     /// ops are there. A second time changes nothing.
     pub fn halve(&mut self) {
-        self.halve_sampler_input();
-        self.halve_by(half_form);
+        let mut wider = self.clone();
+        wider.halve_sampler_input();
+        wider.halve_by(half_form);
+        // A step whose prediction stays f32 writes its input in f32, too.
+        match wider.check_types() {
+            Ok(()) => *self = wider,
+            Err(_) => self.halve_by(half_form),
+        }
     }
 
     /// Lets a sampler's step write the network's input in bf16 where layers read it so: the
