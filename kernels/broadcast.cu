@@ -1,7 +1,8 @@
-// One vector an image, added to every position, and the sum that is its gradient.
+// One vector an image, added to every position or multiplied with it, and the sums that are
+// its gradients.
 //
 // x: [n, spatial, c], e: [n, c], f32 or bf16, 16 bytes a thread. Forward: elementwise,
-// added in f32. Sum: a block takes 32 channels of an image. Its rows of threads walk the
+// in f32. Sum: a block takes 32 channels of an image. Its rows of threads walk the
 // positions in order, each sums fours of them in f32 and these in f64; the rows' sums are
 // added in a fixed tree.
 #include "half.cuh"
@@ -18,11 +19,12 @@ template <typename T> INLINE void add_per_image(const PerImage &p) {
     if (p.channels % N == 0) {
         Pack<N> added = load<N>(e + c, N);
 #pragma unroll
-        for (int k = 0; k < N; k++) y[k] = y[k] + added[k];
+        for (int k = 0; k < N; k++) y[k] = p.multiply ? y[k] * added[k] : y[k] + added[k];
     } else {
 #pragma unroll
         for (int k = 0; k < N; k++) {
-            if (k < count) y[k] = y[k] + widen(e[c]);
+            float of_image = k < count ? widen(e[c]) : 0.0f;
+            y[k] = p.multiply ? y[k] * of_image : y[k] + of_image;
             c = c + 1 == p.channels ? 0 : c + 1;
         }
     }
@@ -41,13 +43,23 @@ template <typename T> INLINE void sum_per_image(const PerImage &p) {
     int count = pack_count<N>(c, p.channels);
     double sum[N] = {};
     if (count > 0) {
-        const T *x = (const T *)p.x + image * p.spatial * p.channels + c;
+        Len first = image * p.spatial * p.channels + c;
+        // The terms of a position, zeros past the last.
+        auto terms = [&](Len s) {
+            int there = s < p.spatial ? count : 0;
+            Pack<N> x = load<N>((const T *)p.x + first + s * p.channels, there);
+            if (p.factor) {
+                Pack<N> factor = load<N>((const T *)p.factor + first + s * p.channels, there);
+#pragma unroll
+                for (int k = 0; k < N; k++) x[k] = x[k] * factor[k];
+            }
+            return x;
+        };
         for (Len s = row; s < p.spatial; s += AT_ONCE * ROWS) {
-            Pack<N> part = load<N>(x + s * p.channels, count);
+            Pack<N> part = terms(s);
 #pragma unroll
             for (int i = 1; i < AT_ONCE; i++) {
-                Len at = s + i * ROWS;
-                Pack<N> more = load<N>(x + at * p.channels, at < p.spatial ? count : 0);
+                Pack<N> more = terms(s + i * ROWS);
 #pragma unroll
                 for (int k = 0; k < N; k++) part[k] += more[k];
             }

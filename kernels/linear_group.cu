@@ -5,7 +5,8 @@
 //   backward weight d_w_i = d_y_i^T x, d_bias_i = column sums of d_y_i
 //
 // x: [rows, c_in], y_i: [rows, columns_i], w_i: [columns_i, c_in], all f32. For few rows
-// (time embeddings), where a layer alone fills a small part of the device.
+// (time embeddings), where a layer alone fills a small part of the device, or does not fill
+// whole chunks of 16 bytes; see linear.cu for the rest.
 //
 // A block of 64 threads computes 32 x 32 results, 4 x 4 a thread; the reduction comes
 // through shared memory 32 terms at a time. Every result is one chain of fused
@@ -110,14 +111,14 @@ ENTRY(linear_group_forward_f32, LinearGroup, 64) {
     sums.clear();
     for (int k = 0; k < c_in; k += SIDE) {
         __syncthreads();
-        fetch(a, p.x + (Len)first_row * c_in + k, c_in, rows, c_in - k);
-        fetch(b, m.weight + (Len)first * c_in + k, c_in, columns, c_in - k);
+        fetch(a, (const float *)p.x + (Len)first_row * c_in + k, c_in, rows, c_in - k);
+        fetch(b, (const float *)m.weight + (Len)first * c_in + k, c_in, columns, c_in - k);
         __syncthreads();
         sums.multiply<true, true>(a, b, min(c_in - k, SIDE));
     }
     sums.each(rows, columns, [&](int row, int column, float v) {
         if (m.bias) v = v + m.bias[first + column];
-        m.y[(Len)(first_row + row) * m.columns + first + column] = v;
+        ((float *)m.y)[(Len)(first_row + row) * m.columns + first + column] = v;
     });
 }
 
@@ -125,6 +126,7 @@ ENTRY(linear_group_backward_data_f32, LinearGroup, 64) {
     __shared__ Tile a, b;
     int first_row = blockIdx.y * SIDE, first = blockIdx.x * SIDE;
     int rows = (int)p.rows - first_row, c_in = (int)p.c_in, columns = c_in - first;
+    float *d_x = (float *)p.d_x;
     Sums total;
     for (int i = 0; i < (int)p.count; i++) {
         const LinearMember &m = p.members[i];
@@ -133,8 +135,8 @@ ENTRY(linear_group_backward_data_f32, LinearGroup, 64) {
         sums.clear();
         for (int k = 0; k < outputs; k += SIDE) {
             __syncthreads();
-            fetch(a, m.d_y + (Len)first_row * outputs + k, outputs, rows, outputs - k);
-            fetch(b, m.weight + (Len)k * c_in + first, c_in, outputs - k, columns);
+            fetch(a, (const float *)m.d_y + (Len)first_row * outputs + k, outputs, rows, outputs - k);
+            fetch(b, (const float *)m.weight + (Len)k * c_in + first, c_in, outputs - k, columns);
             __syncthreads();
             sums.multiply<true, false>(a, b, min(outputs - k, SIDE));
         }
@@ -146,14 +148,14 @@ ENTRY(linear_group_backward_data_f32, LinearGroup, 64) {
             for (int r = 0; r < OWN; r++) {
                 for (int c = 0; c < OWN; c++) {
                     if (Sums::row(r) >= rows || Sums::column(c) >= columns) continue;
-                    before.v[r][c] = p.d_x[(Len)(first_row + Sums::row(r)) * c_in + first + Sums::column(c)];
+                    before.v[r][c] = d_x[(Len)(first_row + Sums::row(r)) * c_in + first + Sums::column(c)];
                 }
             }
             total.add(before);
         }
     }
     total.each(rows, columns, [&](int row, int column, float v) {
-        p.d_x[(Len)(first_row + row) * c_in + first + column] = v;
+        d_x[(Len)(first_row + row) * c_in + first + column] = v;
     });
 }
 
@@ -173,8 +175,8 @@ ENTRY(linear_group_backward_weight_f32, LinearGroup, 64) {
         for (int t = lane; t < tiles; t += (int)m.lanes) {
             int k = t * SIDE, terms = min((int)p.rows - k, SIDE);
             __syncthreads();
-            fetch(a, m.d_y + (Len)k * outputs + first_row, outputs, terms, rows);
-            fetch(b, p.x + (Len)k * c_in + first, c_in, terms, columns);
+            fetch(a, (const float *)m.d_y + (Len)k * outputs + first_row, outputs, terms, rows);
+            fetch(b, (const float *)p.x + (Len)k * c_in + first, c_in, terms, columns);
             __syncthreads();
             sums.multiply<false, false>(a, b, terms);
             if (with_bias) {

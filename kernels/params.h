@@ -240,13 +240,15 @@ struct AdamW {
 
 /* broadcast.cu */
 
-/** y = x + e; sum: y = sum over positions of x. */
+/** y[n,s,c] = x[n,s,c] + e[n,c], or times it; sum y[n,c] = sum_s x[n,s,c] factor[n,s,c]. */
 struct PerImage {
-    void *y;       /* [n, spatial, channels]; sum: [n, channels] */
-    const void *x; /* [n, spatial, channels] */
-    const void *e; /* [n, channels]; null for the sum */
+    void *y;            /* [n, spatial, channels]; sum: [n, channels] */
+    const void *x;      /* [n, spatial, channels] */
+    const void *e;      /* [n, channels]; not read by the sum */
+    const void *factor; /* as x, read by the sum; may be null */
     Len spatial;
     Word channels;
+    Word multiply;
     Word add;
 };
 
@@ -551,33 +553,39 @@ struct SamplerResidual {
     Len len;
 };
 
-/* linear_group.cu */
+/* linear.cu, linear_group.cu */
 
 /** Most layers of a group. */
 #define MOST_MEMBERS 24
 
 /** One layer of a group. */
 struct LinearMember {
-    const float *weight; /* [columns, c_in]; not read by the weight gradient */
-    const float *bias;   /* [columns], forward; may be null */
-    float *y;            /* [rows, columns], forward */
-    const float *d_y;    /* [rows, columns], backward */
-    float *d_weight;     /* [columns, c_in]; may be null */
-    float *d_bias;       /* [columns]; may be null */
+    const void *weight; /* [columns, c_in]; not read by the weight gradient */
+    const float *bias;  /* [columns], forward; may be null */
+    void *y;            /* [rows, columns], forward */
+    const void *d_y;    /* [rows, columns], backward */
+    float *d_weight;    /* [columns, c_in]; may be null */
+    float *d_bias;      /* [columns]; may be null */
     Word columns;
     Word first_block; /* of those along the members' columns */
-    Word lanes;       /* of the weight gradient */
+    Word lanes;       /* of the weight gradient; read by linear_group.cu */
     Word add;         /* to d_weight */
     Word add_bias;
 };
 
-/** Linear layers over the same rows; see ops::linear::LinearGroup. */
+/** Linear layers over the same rows; see ops::linear::LinearGroup. What follows a layer (of
+ *  one member) is read by linear.cu. */
 struct LinearGroup {
-    const float *x; /* [rows, c_in] */
-    float *d_x;     /* [rows, c_in], backward data */
+    const void *x;        /* [rows, c_in] */
+    void *d_x;            /* [rows, c_in], backward data */
+    const void *per_row;  /* [rows, columns], added to the result; may be null */
+    const void *gate;     /* [rows / gate_rows, columns], its factors; may be null */
+    const void *residual; /* [rows, columns], added last; may be null */
     Word rows;
     Word c_in;
     Word count;
+    Word gate_rows;
+    Word activation;
     Word add; /* to d_x */
     struct LinearMember members[MOST_MEMBERS];
 };

@@ -24,7 +24,8 @@
 //! 10. attention: bytes requested against the tiling's own model, share of HMMA;
 //! 11. noising: bytes an element; 12. sampler step: one kernel, minimal bytes;
 //! 13. AdamW with the average: bytes a parameter;
-//! 14. graph nodes of a sampling and of a training step, nothing allocated or copied inside;
+//! 14. graph nodes of a sampling and of a training step and of a DiT block, nothing allocated or
+//!     copied inside;
 //! 15. the bound model of the training step, as a share of the tensor cores' peak;
 //! 16. sm_90a.
 #![allow(unsafe_code)] // Loads a library.
@@ -38,6 +39,8 @@ mod attention;
 mod conv2d;
 #[cfg(langevin_cuda)]
 mod counters;
+#[cfg(langevin_cuda)]
+mod dit;
 #[cfg(langevin_cuda)]
 mod elementwise;
 #[cfg(langevin_cuda)]
@@ -71,6 +74,7 @@ const SECTIONS: &[(&str, Section)] = &[
     ("noising", elementwise::noising),
     ("sampler", steps::sampler),
     ("optimizer", steps::optimizer),
+    ("dit", dit::certify),
     ("model", model::certify),
     ("graphs", graphs::certify),
 ];

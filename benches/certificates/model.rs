@@ -81,7 +81,10 @@ fn resources(plan: &Plan, node: &Node) -> [f64; 6] {
 fn family(op: &Op) -> &'static str {
     match op {
         Op::Conv2d(_) | Op::Conv2dBackwardData(_) | Op::Conv2dBackwardWeight(_) => "convolutions",
-        Op::Linear(_) | Op::LinearBackwardData(_) | Op::LinearBackwardWeight(_) => "linear layers",
+        Op::Linear(_)
+        | Op::LinearBackwardData(_)
+        | Op::LinearBackwardWeight(_)
+        | Op::LinearGroup(_) => "linear layers",
         Op::Norm(_) | Op::NormBackward(_) => "norms",
         Op::Attention(_) | Op::AttentionBackward(_) => "attention",
         Op::AdamW(_) | Op::GlobalNorm(_) => "optimizer",

@@ -63,10 +63,7 @@ pub fn layers() -> Vec<Case> {
         conv([1, 16, 16, 256, 256], 3, 1, same),
         conv([1, 4, 4, 256, 256], 3, 1, same),
     ];
-    let linears = [
-        Linear { rows: 4096, c_in: 256, c_out: 256 },
-        Linear { rows: 1024, c_in: 1024, c_out: 1024 },
-    ];
+    let linears = [Linear::new(4096, 256, 256), Linear::new(1024, 1024, 1024)];
     let mut cases = Vec::new();
     for op in convolutions {
         cases.extend(Pass::ALL.map(|pass| Case::Conv2d(op, pass)));
@@ -75,7 +72,7 @@ pub fn layers() -> Vec<Case> {
     for op in linears {
         cases.extend(Pass::ALL.map(|pass| Case::Linear(op, pass)));
     }
-    let embedding = Linear { rows: 16, c_in: 512, c_out: 256 };
+    let embedding = Linear::new(16, 512, 256);
     cases.push(Case::Linear(embedding, Pass::Forward));
     cases.push(Case::Linear(Linear { rows: 1, ..embedding }, Pass::Forward));
     cases

@@ -66,14 +66,26 @@ impl Kernels {
         self.launch(Op::AddPerImage(*op), vec![Some(y)], &[Some(x), Some(e)])
     }
 
-    /// Sum over an image's positions; shapes: [`PerImage`](broadcast::PerImage).
+    /// One vector an image, times every position; shapes: [`PerImage`](broadcast::PerImage).
+    pub fn scale_per_image(
+        &self,
+        op: &broadcast::PerImage,
+        y: Output,
+        x: &DeviceTensor,
+        e: &DeviceTensor,
+    ) -> Result<()> {
+        self.launch(Op::ScalePerImage(*op), vec![Some(y)], &[Some(x), Some(e)])
+    }
+
+    /// Sum over an image's positions, of products with x where it is given; shapes: [`PerImage`](broadcast::PerImage).
     pub fn sum_per_image(
         &self,
         op: &broadcast::PerImage,
         d_e: Output,
         d_y: &DeviceTensor,
+        x: Option<&DeviceTensor>,
     ) -> Result<()> {
-        self.launch(Op::SumPerImage(*op), vec![Some(d_e)], &[Some(d_y)])
+        self.launch(Op::SumPerImage(*op), vec![Some(d_e)], &[Some(d_y), x])
     }
 
     /// a and b side by side along channels; shapes: [`Concat`](concat::Concat).

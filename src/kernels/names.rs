@@ -34,6 +34,7 @@ fn function(op: &Op) -> &'static str {
         Op::Scale(_) => type_name_of_val(&Kernels::scale),
         Op::ScaleRows(_) => type_name_of_val(&Kernels::scale_rows),
         Op::AddPerImage(_) => type_name_of_val(&Kernels::add_per_image),
+        Op::ScalePerImage(_) => type_name_of_val(&Kernels::scale_per_image),
         Op::SumPerImage(_) => type_name_of_val(&Kernels::sum_per_image),
         Op::Concat(_) => type_name_of_val(&Kernels::concat_forward),
         Op::ConcatBackward(_) => type_name_of_val(&Kernels::concat_backward),
@@ -71,7 +72,7 @@ fn function(op: &Op) -> &'static str {
 #[test]
 fn functions_are_named_as_their_ops() {
     use crate::ops::{cast::Cast, embedding::Lookup, linear::Linear, pointwise::Scale};
-    let linear = Linear { rows: 1, c_in: 1, c_out: 1 };
+    let linear = Linear::new(1, 1, 1);
     let lookup = Lookup { n: 1, rows: 1, dim: 1 };
     let ops = [
         Op::Linear(linear),

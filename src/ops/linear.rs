@@ -1,6 +1,7 @@
 //! Linear layer: `y[r, o] = bias[o] + sum_i x[r, i] w[o, i]` (a GEMM).
 
 use super::Op;
+use super::pointwise::Activation;
 use crate::error::Result;
 use crate::plan::{Deriver, Node, Plan, TensorId};
 
@@ -9,14 +10,21 @@ use crate::plan::{Deriver, Node, Plan, TensorId};
 /// - `LinearBackwardData`: inputs d_y, weight; output d_x.
 /// - `LinearBackwardWeight`: inputs x, d_y; outputs d_weight, d_bias.
 ///
-/// Lowering adds inputs as it does for [`Conv2d`](super::conv2d::Conv2d).
+/// Lowering adds inputs as it does for [`Conv2d`](super::conv2d::Conv2d), and [`GATE`]: with
+/// all of them `y = residual + gate * activation(x w^T + bias + per_image)`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[allow(missing_docs)]
 pub struct Linear {
     pub rows: usize,
     pub c_in: usize,
     pub c_out: usize,
+    /// Of the result of `Linear`; lowering puts it there.
+    pub activation: Option<Activation>,
 }
+
+/// Input position of `Linear` at which lowering puts factors `[n, c_out]` of the result, one
+/// row of them for every `rows / n` rows.
+pub const GATE: usize = 7;
 
 /// Which pass of its layers a group is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -53,6 +61,17 @@ impl LinearGroup {
 }
 
 impl Linear {
+    /// The layer alone.
+    pub fn new(rows: usize, c_in: usize, c_out: usize) -> Self {
+        Linear { rows, c_in, c_out, activation: None }
+    }
+
+    /// Whether rows of x, of the weight and of the result are whole chunks of 16 bytes in
+    /// either type: what CUDA's kernels for groups and activations take.
+    pub(crate) fn fills_chunks(&self) -> bool {
+        self.c_in.is_multiple_of(8) && self.c_out.is_multiple_of(8)
+    }
+
     /// Floating-point operations of one pass.
     pub fn flops(&self) -> u64 {
         2 * (self.rows * self.c_in) as u64 * self.c_out as u64
@@ -90,7 +109,7 @@ impl Plan {
         let rows = shape[..shape.len() - 1].iter().product();
         *shape.last_mut().expect("has an axis") = c_out;
         let y = self.transient(self.derived_name(weight, "y"), &shape);
-        let op = Op::Linear(Linear { rows, c_in, c_out });
+        let op = Op::Linear(Linear::new(rows, c_in, c_out));
         self.push_forward(op, &[Some(x), Some(weight), bias], &[y]);
         Ok(y)
     }

@@ -15,6 +15,7 @@ use super::{DType, Mode, Node, Plan, Role, Space, Tensor, TensorId, Write};
 use crate::ops::Op;
 use crate::ops::cast::Cast;
 use crate::ops::conv2d::{PER_IMAGE, RESIDUAL, SECOND};
+use crate::ops::linear::GATE;
 use crate::ops::sampler_step::{INPUT, SLOT_0};
 
 /// Precision of a network's arithmetic. Weights, moments, statistics, sums, losses and
@@ -59,7 +60,8 @@ pub(super) fn half_form(op: &Op) -> Option<HalfForm> {
     let always = |inputs, outputs| Some(HalfForm { inputs, outputs, always: true });
     let along = |inputs, outputs| Some(HalfForm { inputs, outputs, always: false });
     match op {
-        Op::Conv2d(_) | Op::Linear(_) => always(&[0, 1, PER_IMAGE, RESIDUAL, SECOND], &[0]),
+        Op::Conv2d(_) => always(&[0, 1, PER_IMAGE, RESIDUAL, SECOND], &[0]),
+        Op::Linear(_) => always(&[0, 1, PER_IMAGE, RESIDUAL, GATE], &[0]),
         Op::Conv2dBackwardData(_) | Op::LinearBackwardData(_) => always(&[0, 1], &[0]),
         Op::Conv2dBackwardWeight(_) | Op::LinearBackwardWeight(_) => always(&[0, 1, SECOND], &[]),
         Op::Norm(op) if op.has_half_form() => always(&[0, 3, 4], &[0]),
@@ -67,8 +69,10 @@ pub(super) fn half_form(op: &Op) -> Option<HalfForm> {
         Op::Attention(_) => always(&[0, 1, 2], &[0]),
         Op::AttentionBackward(_) => always(&[0, 1, 2, 3, 5], &[0, 1, 2]),
         Op::Activate(_) | Op::Scale(_) | Op::ScaleRows(_) => along(&[0], &[0]),
-        Op::ActivateBackward(_) | Op::Add(_) | Op::AddPerImage(_) => along(&[0, 1], &[0]),
-        Op::SumPerImage(_) | Op::Resample(_) | Op::ResampleBackward(_) => along(&[0], &[0]),
+        Op::ActivateBackward(_) | Op::Add(_) => along(&[0, 1], &[0]),
+        Op::AddPerImage(_) | Op::ScalePerImage(_) => along(&[0, 1], &[0]),
+        Op::SumPerImage(_) => along(&[0, 1], &[0]),
+        Op::Resample(_) | Op::ResampleBackward(_) => along(&[0], &[0]),
         Op::Dropout(_) | Op::DropoutBackward(_) => along(&[0], &[0]),
         Op::Concat(_) => along(&[0, 1], &[0]),
         Op::ConcatBackward(_) => along(&[0], &[0, 1]),

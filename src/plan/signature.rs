@@ -183,12 +183,13 @@ fn signature(op: &Op) -> Result<Signature> {
             expect(op, o.column < o.columns, "the column is one of the columns")?;
             s(vec![f(&[o.n, o.len]), f(&[o.n, o.columns])], vec![f(&[o.n, o.len])])
         }
-        Op::AddPerImage(o) => {
+        Op::AddPerImage(o) | Op::ScalePerImage(o) => {
             let x = f(&[o.n, o.spatial, o.channels]);
             s(vec![x, f(&[o.n, o.channels])], vec![x])
         }
         Op::SumPerImage(o) => {
-            s(vec![f(&[o.n, o.spatial, o.channels])], vec![f(&[o.n, o.channels])])
+            let x = f(&[o.n, o.spatial, o.channels]);
+            s(vec![x, opt(x)], vec![f(&[o.n, o.channels])])
         }
         Op::Concat(o) => {
             let y = f(&[o.rows, o.c_a.saturating_add(o.c_b)]);
@@ -321,6 +322,8 @@ fn convolution(op: &Op) -> Result<Signature> {
 
 fn linear(op: &Op, o: &Linear) -> Result<Signature> {
     let lens = [size(&[o.rows, o.c_in]), size(&[o.rows, o.c_out]), size(&[o.c_out, o.c_in])];
+    let activates = o.activation.is_none() || o.fills_chunks();
+    expect(op, activates, "an activation follows where channels are multiples of 8")?;
     let ([x, y, weight], bias) = (lens.map(|len| f(&[len])), opt(f(&[o.c_out])));
     Ok(match op {
         Op::Linear(_) => Signature(vec![x, weight, bias], vec![y]),

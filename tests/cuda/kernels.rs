@@ -112,7 +112,7 @@ fn shapes_that_do_not_fit_are_refused() {
 #[test]
 fn functions_write_and_add_what_the_derived_gradient_holds() {
     let k = kernels();
-    let op = Linear { rows: 3, c_in: 5, c_out: 4 };
+    let op = Linear::new(3, 5, 4);
     let (x, w, d_y) = (normals(3, 15), normals(4, 20), normals(5, 12));
     let x = k.upload(&[3, 5], &x).expect("upload");
     let w = k.upload(&[4, 5], &w).expect("upload");

@@ -47,12 +47,13 @@ fn linear_rows_have_the_same_bits_alone_on_every_instruction_set() {
     let (x, weight, bias) = (values(1, rows * c_in), values(2, c_in * c_out), values(3, c_out));
     let epilogue = conv2d::Epilogue { bias: Some(&bias), ..Default::default() };
     let run = |isa, x: &[f32]| {
-        let op = Linear { rows: x.len() / c_in, c_in, c_out };
+        let op = Linear::new(x.len() / c_in, c_in, c_out);
         let pack = PackWeight::of(&linear::as_convolution(&op), PackFor::Forward);
         let mut packed = vec![f32::NAN; pack.packed_len()];
         conv2d::pack(&pool, &pack, &weight, &mut packed);
         let mut y = vec![f32::NAN; op.rows * c_out];
-        linear::forward(&pool, isa, &op, x, &packed, epilogue, &mut y, Mode::Write);
+        let finish = linear::Finish { gate: None, epilogue };
+        linear::forward(&pool, isa, &op, x, &packed, finish, &mut y, Mode::Write);
         y
     };
     let expected = run(Isa::detect(), &x);

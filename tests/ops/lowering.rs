@@ -4,9 +4,10 @@ use langevin::backend::Backend;
 use langevin::backend::cpu::Cpu;
 use langevin::ops::Op;
 use langevin::ops::conv2d::{ConvOptions, Padding};
+use langevin::ops::pointwise::Activation;
 use langevin::plan::{DType, DiskLayout, Init, Mode, Plan, Role, TensorId, Wrt};
 
-use crate::common::{Machine, assert_close, assert_same_bits, on_every_backend, values};
+use crate::common::{Machine, assert_close, assert_same_bits, in_half, on_every_backend, values};
 
 /// A residual block with a time embedding and a shortcut, and a linear layer
 /// around a residual: everything that is fused, forward and backward.
@@ -120,6 +121,81 @@ fn additions_that_cannot_move_stay() {
     assert_eq!(adds, 2);
 }
 
+/// A gated branch around a residual: linear, GELU, linear times a vector an image, plus x; and
+/// a layer whose sum with a vector a row is activated. With `kept` each op is one by itself.
+fn branch(channels: usize, kept: bool) -> (Plan, Vec<(TensorId, usize)>, TensorId) {
+    let mut plan = Plan::new();
+    let (n, tokens, wide) = (3, 11, 2 * channels);
+    let mut uploads = Vec::new();
+    let mut state = |plan: &mut Plan, name: &str, shape: &[usize]| {
+        let id = plan.activation(name, shape, DType::F32, Role::State);
+        uploads.push((id, shape.iter().product()));
+        id
+    };
+    let x = state(&mut plan, "x", &[n, tokens, channels]);
+    let [gate, rows] =
+        [[n, channels], [n * tokens, channels]].map(|shape| state(&mut plan, "vectors", &shape));
+    let mut weight = |plan: &mut Plan, name: &str, shape: &[usize]| {
+        let id = plan.parameter(name, shape, DiskLayout::Same, Init::Constant(0.0), true);
+        uploads.push((id, shape.iter().product()));
+        id
+    };
+    let w1 = weight(&mut plan, "w1", &[wide, channels]);
+    let b1 = weight(&mut plan, "b1", &[wide]);
+    let w2 = weight(&mut plan, "w2", &[channels, wide]);
+    let (w3, fits) = (weight(&mut plan, "w3", &[channels, channels]), "the shapes fit");
+    let a = plan.linear(x, w1, Some(b1)).expect(fits);
+    let b = plan.activate(a, Activation::GeluTanh);
+    let c = plan.linear(b, w2, None).expect(fits);
+    let d = plan.scale_per_image(c, gate).expect(fits);
+    let e = plan.add(x, d, 1.0).expect(fits);
+    let f = plan.linear(e, w3, None).expect(fits);
+    plan.tensors[f.index()].shape = vec![n * tokens, channels];
+    let g = plan.add_per_image(f, rows).expect(fits);
+    let y = plan.activate(g, Activation::Silu);
+    plan.keep(y);
+    if kept {
+        [a, b, c, d, e, f, g].into_iter().for_each(|t| plan.keep(t));
+    }
+    (plan, uploads, y)
+}
+
+/// What a branch makes, and how many nodes that takes.
+fn branch_results(channels: usize, kept: bool) -> (Vec<f32>, usize) {
+    let (plan, uploads, y) = branch(channels, kept);
+    let mut machine = Machine::new(plan, 2);
+    for (seed, (id, len)) in uploads.into_iter().enumerate() {
+        machine.upload(id, &values(seed as u64 + 1, len));
+    }
+    machine.run();
+    machine.assert_only_tensors_were_written();
+    let layers = machine.program.plan.nodes.iter();
+    let layers = layers.filter(|n| !matches!(n.op, Op::PackWeight(_) | Op::Cast(_))).count();
+    (machine.download(y), layers)
+}
+
+#[test]
+fn what_follows_a_linear_layer_is_done_as_it_stores_its_result() {
+    on_every_backend(|| {
+        for channels in [24, 5] {
+            let (single, eight) = branch_results(channels, true);
+            let (fused, few) = branch_results(channels, false);
+            assert_eq!(eight, 8);
+            // CUDA's kernels for it take whole chunks of 16 bytes.
+            assert!(few == 3 || few == 7 && channels == 5, "{few} nodes");
+            assert_same_bits(&format!("y of {channels} channels"), &fused, &single);
+        }
+    });
+    in_half(|| {
+        for channels in [24, 5] {
+            let (single, _) = branch_results(channels, true);
+            let (fused, _) = branch_results(channels, false);
+            let single: Vec<f64> = single.iter().map(|&v| f64::from(v)).collect();
+            assert_close("y in bf16", &fused, &single, 1.0 / 64.0, 0.0);
+        }
+    });
+}
+
 /// Convolutions of an enlarged image and of two images side by side, forward and
 /// backward; with `kept` the images between are wanted, so that they must be made.
 #[cfg(langevin_cuda)]
@@ -199,7 +275,6 @@ fn images_that_convolutions_read_in_place_are_not_made() {
 #[cfg(langevin_cuda)]
 fn joined(kept: bool) -> Plan {
     use langevin::ops::norm::{Domain, NormOperands};
-    use langevin::ops::pointwise::Activation;
 
     let mut plan = Plan::new();
     let x = plan.activation("x", &[2, 5, 4, 8], DType::F32, Role::State);
@@ -285,7 +360,6 @@ fn norms_read_two_tensors_side_by_side_and_split_their_gradient() {
 #[test]
 fn ops_between_layers_take_bf16() {
     use crate::common::{Case, Input};
-    use langevin::ops::pointwise::Activation;
     use langevin::ops::resample::Method;
     let twice = Method::Nearest { factor: 2 };
     let image = || Input::image(&[2, 4, 4, 8]);

@@ -2,7 +2,8 @@
 //! weights, scratch memory.
 //!
 //! - A copy becomes another name of what it copies, where no later op could tell.
-//! - What is added to a convolution's or linear layer's result moves into it
+//! - What is added to a convolution's or linear layer's result moves into it, and what
+//!   follows a linear layer besides
 //!   ([`Plan::fuse_epilogues`]).
 //!
 //! Convolutions and linear layers read their weight packed (one more input, see
@@ -22,7 +23,7 @@ use crate::plan::{Mode, Node, Plan, Role, Space, TensorId, Write};
 /// Lowers a plan for the CPU.
 pub fn lower(mut plan: Plan) -> Program {
     plan.drop_copies();
-    plan.fuse_epilogues();
+    plan.fuse_epilogues(|_| true);
     let prologue = pack_weights(&mut plan);
     add_workspace(&mut plan);
     Program::new(plan, prologue)

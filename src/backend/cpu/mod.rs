@@ -38,6 +38,7 @@ pub use pool::Pool;
 use super::{Arenas, Backend, Buffer, DeviceInfo, Fetch, Precision, Program};
 use crate::error::{Error, Result};
 use crate::ops::Op;
+use crate::ops::linear::GATE;
 use crate::ops::noising::Pick;
 use crate::plan::{DType, Node, Plan, TensorId};
 
@@ -126,7 +127,8 @@ fn execute(pool: &Pool, node: &Node, a: &mut Arguments) -> Result<()> {
         }
         Op::Linear(op) => {
             let (y, mode) = a.required(0);
-            linear::forward(pool, isa, op, a.input(0), a.input(3), epilogue(a), y, mode);
+            let finish = linear::Finish { gate: a.optional(GATE), epilogue: epilogue(a) };
+            linear::forward(pool, isa, op, a.input(0), a.input(3), finish, y, mode);
         }
         Op::LinearBackwardData(op) => {
             let (d_x, mode) = a.required(0);
@@ -209,7 +211,12 @@ fn execute(pool: &Pool, node: &Node, a: &mut Arguments) -> Result<()> {
         Op::AddPerImage(op) => {
             broadcast::add_per_image(pool, op, a.input(0), a.input(1), a.required(0));
         }
-        Op::SumPerImage(op) => broadcast::sum_per_image(pool, op, a.input(0), a.required(0)),
+        Op::ScalePerImage(op) => {
+            broadcast::scale_per_image(pool, op, a.input(0), a.input(1), a.required(0));
+        }
+        Op::SumPerImage(op) => {
+            broadcast::sum_per_image(pool, op, a.input(0), a.optional(1), a.required(0));
+        }
         Op::Concat(op) => concat::concat(pool, op, a.input(0), a.input(1), a.required(0)),
         Op::ConcatBackward(op) => {
             for (i, from) in [0, op.c_a].into_iter().enumerate() {

@@ -3,7 +3,7 @@
 
 use super::arguments::Call;
 use super::{
-    attention, axis_map, broadcast, cast, concat, conv2d, dropout, embedding, empirical, group,
+    attention, axis_map, broadcast, cast, concat, conv2d, dropout, embedding, empirical, linear,
     loss, matmul, noising, norm, optimizer, pointwise, pooling, resample, sampler_control,
     sampler_step, variational,
 };
@@ -24,13 +24,14 @@ pub(super) fn execute(op: &Op, call: Option<&Call>) -> Result<()> {
         Op::Linear(op) => with(call, op, matmul::forward),
         Op::LinearBackwardData(op) => with(call, op, matmul::backward_data),
         Op::LinearBackwardWeight(op) => with(call, op, matmul::backward_weight),
-        Op::LinearGroup(op) => with(call, op, group::linear_group),
+        Op::LinearGroup(op) => with(call, op, linear::linear_group),
         Op::Activate(op) => with(call, op, pointwise::activate),
         Op::ActivateBackward(op) => with(call, op, pointwise::activate_backward),
         Op::Add(op) => with(call, op, pointwise::add),
         Op::Scale(op) => with(call, op, pointwise::scale),
         Op::ScaleRows(op) => with(call, op, pointwise::scale_rows),
         Op::AddPerImage(op) => with(call, op, broadcast::add_per_image),
+        Op::ScalePerImage(op) => with(call, op, broadcast::scale_per_image),
         Op::SumPerImage(op) => with(call, op, broadcast::sum_per_image),
         Op::Concat(op) => with(call, op, concat::concat),
         Op::ConcatBackward(op) => with(call, op, concat::concat_backward),

@@ -1,26 +1,25 @@
-//! From a plan to what the GPU executes: dropped copies, fused additions, element types,
-//! scratch memory.
+//! From a plan to what the GPU executes: dropped copies, fused additions, grouped layers,
+//! element types, scratch memory.
 
 use super::execute::execute;
 use super::{attention, conv2d, empirical, fuse, group, matmul, norm, optimizer};
 use crate::backend::{Precision, Program};
 use crate::error::Result;
 use crate::ops::Op;
+use crate::ops::linear::Linear;
 use crate::plan::{DType, Node, Plan, Role, Space};
 
 /// Lowers a plan for CUDA; refuses it where an op has no kernel.
 pub(crate) fn lower(mut plan: Plan, precision: Precision) -> Result<Program> {
     plan.nodes.iter().try_for_each(|node| execute(&node.op, None))?;
     plan.drop_copies();
-    plan.fuse_epilogues();
+    plan.fuse_epilogues(Linear::fills_chunks);
     fuse::fuse(&mut plan, precision);
     if precision == Precision::Bf16 {
         plan.halve();
         plan.update_halves();
     }
-    if precision == Precision::F32 {
-        group::group_linears(&mut plan);
-    }
+    group::group_linears(&mut plan, precision);
     let reads_halves =
         |node: &Node| node.inputs.iter().flatten().any(|&id| plan.tensor(id).space == Space::Half);
     let prologue = match plan.nodes.iter().any(reads_halves) {

@@ -2,9 +2,10 @@
 
 use super::arguments::Call;
 use super::conv2d::{self, Arithmetic};
+use super::linear;
 use crate::error::Result;
 use crate::ops::conv2d::Conv2d;
-use crate::ops::linear::Linear;
+use crate::ops::linear::{GATE, Linear};
 
 /// The linear layer as a convolution.
 fn as_convolution(op: &Linear) -> Conv2d {
@@ -19,8 +20,12 @@ fn as_convolution(op: &Linear) -> Conv2d {
     }
 }
 
-/// y from x, the weight, and optionally bias, per-row and residual terms.
+/// y from x, the weight, and optionally bias, per-row and residual terms, or more that
+/// follows.
 pub(super) fn forward(op: &Linear, call: &Call) -> Result<()> {
+    if op.activation.is_some() || call.shape(GATE).is_some() {
+        return linear::finished(op, call);
+    }
     conv2d::forward(&as_convolution(op), call)
 }
 

@@ -50,6 +50,7 @@ mod fuse;
 mod graph;
 #[cfg(langevin_cuda)]
 mod group;
+mod linear;
 #[cfg(langevin_cuda)]
 mod loss;
 #[cfg(langevin_cuda)]
