@@ -60,10 +60,10 @@ fn steps_of_ddpm_cifar10_have_no_more_graph_nodes_than_before() {
     let Some(device) = crate::gpu::device() else { return };
     let preset = langevin::config::read("cifar10").expect("a preset");
     let cases = [
-        (Precision::F32, 1, 617, 159),
-        (Precision::F32, 128, 671, 171),
-        (Precision::Bf16, 1, 762, 191),
-        (Precision::Bf16, 128, 762, 191),
+        (Precision::F32, 1, 512, 139),
+        (Precision::F32, 128, 536, 139),
+        (Precision::Bf16, 1, 521, 141),
+        (Precision::Bf16, 128, 533, 141),
     ];
     for (precision, batch, most_train, most_sample) in cases {
         let mut config = Config::from_value(preset.clone()).expect("valid");
