@@ -141,10 +141,18 @@ template <class Tile> INLINE void linear_forward(const LinearGroup &p) {
         b.start(m.weight, first, width, (int)p.c_in);
         return (int)p.c_in;
     });
+    // All results that a thread is given lie in the same columns: it reads their bias once.
+    constexpr int ALONG = Tile::BN / CHUNK<T>;
+    static_assert(Tile::THREADS % ALONG == 0, "whole rows");
+    int own = threadIdx.x % ALONG * CHUNK<T>;
+    Values<T> bias;
+    bias.clear();
+    if (own < columns) bias.add(m.bias ? m.bias + first + own : nullptr, min(columns - own, CHUNK<T>));
     give<Tile, T>(tile, (float *)shared, rows, columns, [&](int row, int column, Values<T> &values) {
         int count = min(columns - column, CHUNK<T>), channel = first + column;
         Len at = (Len)(first_row + row) * width + channel;
-        if (m.bias) values.add(m.bias + channel, count);
+#pragma unroll
+        for (int k = 0; k < CHUNK<T>; k++) values.v[k] = values.v[k] + bias.v[k];
         if (p.per_row) values.add((const T *)p.per_row + at, count);
         if (p.activation != ACTIVATION_NONE) {
 #pragma unroll

@@ -84,8 +84,8 @@ fn blocks(n: usize, depth: usize) -> (Plan, TensorId) {
 /// Layers of the same rows, enough of them for large tiles.
 fn layers() -> (Plan, TensorId) {
     let mut plan = Plan::new();
-    let x = plan.activation("x", &[1024, 64], DType::F32, Role::State);
-    let results = ["q", "k", "v"].map(|name| linear(&mut plan, name, x, WIDTH));
+    let x = plan.activation("x", &[384, 384], DType::F32, Role::State);
+    let results = ["q", "k", "v"].map(|name| linear(&mut plan, name, x, 2 * WIDTH));
     results.into_iter().for_each(|y| plan.keep(y));
     (plan, results[2])
 }
@@ -133,7 +133,7 @@ pub fn certify(table: &mut Table, gpu: &Gpu) {
         let what = format!("{DEPTH} DiT-B/4 blocks, bf16, batch {n}: graph nodes a block");
         table.line(14, &what, all as f64 / DEPTH as f64, AtMost(MOST));
     }
-    table.note("one DiT-B/4 block of one image, and 3 layers of 1024 x 64 -> 768 in one launch");
+    table.note("one DiT-B/4 block of one image, and 3 layers of 384 x 384 -> 1536 in one launch");
     for (made, kernel) in
         [(blocks(1, 1), "linear_forward_bf16_32x32"), (layers(), "linear_forward_bf16_128x128")]
     {
