@@ -236,7 +236,7 @@ fn kernels_of_bf16_take_tensors_of_it_and_give_them() {
     assert_close_in_half(&rounded(&d_w).0, &e_w);
 
     // One launch, written and then added to.
-    let op = Linear { rows: 50, c_in: 8, c_out: 144 };
+    let op = Linear::new(50, 8, 144);
     let flat = k.upload_bf16(&[50, 8], &hx).expect("upload");
     let mut y = k.zeros_of(&[50, 144], DType::BF16).expect("memory");
     k.linear_forward(&op, Output::write(&mut y), &flat, &dw, None).expect("runs");
@@ -256,7 +256,7 @@ fn tensors_of_two_types_are_refused_where_an_op_takes_one() {
         let error = result.expect_err("must be refused").to_string();
         assert!(words.iter().all(|w| error.contains(w)), "{words:?} in {error}");
     };
-    let op = Linear { rows: 2, c_in: 8, c_out: 4 };
+    let op = Linear::new(2, 8, 4);
     let (x, w) = (zeros(&[2, 8], two_bytes), zeros(&[4, 8], two_bytes));
     let mut y = zeros(&[2, 4], single);
     let result = k.linear_forward(&op, Output::write(&mut y), &x, &w, None);

@@ -80,6 +80,7 @@ fn readers(plan: &Plan, i: usize, precision: Precision) -> Option<Vec<usize>> {
     let sound = is_final
         && readers[0] > i
         && readers.iter().all(|&at| takes(plan, &node.op, at, write.tensor))
+        && splits(plan, &node.op, &readers)
         && node.inputs.iter().flatten().all(is_kept);
     sound.then_some(readers)
 }
@@ -124,7 +125,11 @@ fn has(node: &Node, input: usize) -> bool {
 fn split_in_norms(plan: &mut Plan) {
     let mut i = 0;
     while i < plan.nodes.len() {
-        let Some(at) = splitter(plan, i) else {
+        let at = match plan.nodes[i].op {
+            Op::ConcatBackward(op) => splitter(plan, i, op.c_b),
+            _ => None,
+        };
+        let Some(at) = at.filter(|&at| has(&plan.nodes[at], BACKWARD_X2)) else {
             i += 1;
             continue;
         };
@@ -139,8 +144,9 @@ fn split_in_norms(plan: &mut Plan) {
     }
 }
 
-/// The norm that can write the parts of a gradient in the place of node `i`, which splits it.
-fn splitter(plan: &Plan, i: usize) -> Option<usize> {
+/// The norm that can write the parts of the gradient whose last `c_b` channels node `i` splits
+/// off.
+fn splitter(plan: &Plan, i: usize, c_b: usize) -> Option<usize> {
     let node = &plan.nodes[i];
     let Op::ConcatBackward(op) = &node.op else { return None };
     let whole = node.input(0);
@@ -150,12 +156,22 @@ fn splitter(plan: &Plan, i: usize) -> Option<usize> {
     let reads = |node: &Node, id| node.inputs.contains(&Some(id));
     let at = plan.nodes.iter().rposition(|n| writes(n, whole)).filter(|&at| at < i)?;
     let norm = &plan.nodes[at];
-    let x2 = norm.inputs.get(BACKWARD_X2).copied().flatten()?;
     let fits = matches!(norm.op, Op::NormBackward(_))
         && norm.output(0) == Some(whole)
-        && plan.shape(x2).last() == Some(&op.c_b)
+        && op.c_b == c_b
         && (0..plan.nodes.len()).all(|k| k == i || !reads(&plan.nodes[k], whole));
-    let parts = || node.outputs.iter().flatten().map(|w| w.tensor);
-    let untouched = |n: &Node| parts().all(|part| !reads(n, part) && (!writes(n, part)));
-    (is_own && fits && plan.nodes[at..i].iter().all(untouched)).then_some(at)
+    let untouched = |id| plan.nodes[at..i].iter().all(|n| !reads(n, id) && !writes(n, id));
+    let apart = |part: usize| node.output(part).is_some_and(untouched);
+    (is_own && fits && apart(0) && apart(1)).then_some(at)
+}
+
+/// Whether norms among the readers can write the two parts of a concatenation's gradient.
+fn splits(plan: &Plan, maker: &Op, readers: &[usize]) -> bool {
+    let Op::Concat(op) = maker else { return true };
+    readers.iter().all(|&at| {
+        let node = &plan.nodes[at];
+        let (Op::NormBackward(_), Some(whole)) = (&node.op, node.output(0)) else { return true };
+        let i = plan.nodes.iter().position(|n| n.inputs.contains(&Some(whole)));
+        i.is_some_and(|i| splitter(plan, i, op.c_b) == Some(at))
+    })
 }
