@@ -15,7 +15,7 @@ use super::{DType, Mode, Node, Plan, Role, Space, Tensor, TensorId, Write};
 use crate::ops::Op;
 use crate::ops::cast::Cast;
 use crate::ops::conv2d::{PER_IMAGE, RESIDUAL, SECOND};
-use crate::ops::linear::GATE;
+use crate::ops::linear::{GATE, GroupPass, LinearGroup};
 use crate::ops::sampler_step::{INPUT, SLOT_0};
 
 /// Precision of a network's arithmetic. Weights, moments, statistics, sums, losses and
@@ -55,6 +55,28 @@ pub(super) struct HalfForm {
     always: bool,
 }
 
+/// All positions of a group's operands.
+static EVERY: [usize; 2 * LinearGroup::MOST + 1] = {
+    let mut positions = [0; 2 * LinearGroup::MOST + 1];
+    let mut i = 0;
+    while i < positions.len() {
+        positions[i] = i;
+        i += 1;
+    }
+    positions
+};
+
+/// Positions of x and of the weights of a group, which its biases stand between.
+static GROUP_WEIGHTS: [usize; LinearGroup::MOST + 1] = {
+    let mut positions = [0; LinearGroup::MOST + 1];
+    let mut i = 1;
+    while i < positions.len() {
+        positions[i] = 2 * i - 1;
+        i += 1;
+    }
+    positions
+};
+
 /// The form of an op that takes bf16, if kernels have one.
 pub(super) fn half_form(op: &Op) -> Option<HalfForm> {
     let always = |inputs, outputs| Some(HalfForm { inputs, outputs, always: true });
@@ -64,6 +86,11 @@ pub(super) fn half_form(op: &Op) -> Option<HalfForm> {
         Op::Linear(_) => always(&[0, 1, PER_IMAGE, RESIDUAL, GATE], &[0]),
         Op::Conv2dBackwardData(_) | Op::LinearBackwardData(_) => always(&[0, 1], &[0]),
         Op::Conv2dBackwardWeight(_) | Op::LinearBackwardWeight(_) => always(&[0, 1, SECOND], &[]),
+        Op::LinearGroup(op) => match op.pass {
+            GroupPass::Forward => along(&GROUP_WEIGHTS, &EVERY),
+            GroupPass::BackwardData => along(&EVERY, &[0]),
+            GroupPass::BackwardWeight => along(&EVERY, &[]),
+        },
         Op::Norm(op) if op.has_half_form() => always(&[0, 3, 4], &[0]),
         Op::NormBackward(op) if op.has_half_form() => always(&[0, 3, 6, 7, 8], &[0, 3, 4]),
         Op::Attention(_) => always(&[0, 1, 2], &[0]),

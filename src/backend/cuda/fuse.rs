@@ -162,7 +162,9 @@ fn splitter(plan: &Plan, i: usize, c_b: usize) -> Option<usize> {
         && (0..plan.nodes.len()).all(|k| k == i || !reads(&plan.nodes[k], whole));
     let untouched = |id| plan.nodes[at..i].iter().all(|n| !reads(n, id) && !writes(n, id));
     let apart = |part: usize| node.output(part).is_some_and(untouched);
-    (is_own && fits && apart(0) && apart(1)).then_some(at)
+    // A tensor beside itself has one gradient for both parts.
+    let two = node.output(0) != node.output(1);
+    (is_own && fits && two && apart(0) && apart(1)).then_some(at)
 }
 
 /// Whether norms among the readers can write the two parts of a concatenation's gradient.

@@ -6,9 +6,10 @@ use super::conv2d::{self, Arithmetic};
 use super::entries::*;
 use super::matmul;
 use super::pointwise::activation_code;
-use crate::error::Result;
+use crate::error::{Error, Result};
 use crate::ops::conv2d::{PER_IMAGE, RESIDUAL};
 use crate::ops::linear::{GATE, GroupPass, Linear, LinearGroup};
+use crate::plan::DType;
 
 /// Results of a block of linear_group.cu, along each side.
 const SIDE: usize = 32;
@@ -90,6 +91,10 @@ pub(super) fn linear_group(op: &LinearGroup, call: &Call) -> Result<()> {
         GroupPass::BackwardData => choose(tiles(op.pass, arithmetic), op.rows, &[op.c_in]),
         GroupPass::BackwardWeight => choose(tiles(op.pass, arithmetic), op.c_in, &op.columns),
     };
+    if tile.is_none() && dtype != DType::F32 {
+        let rule = "groups of linear layers in bf16 have multiples of 8 channels";
+        return Err(Error::Usage(format!("{}: {rule}: {op:?}", call.node().op.name())));
+    }
     let side = tile.map_or(SIDE, |tile| tile.side);
     let mut p = params::LinearGroup {
         rows: op.rows as u32,
