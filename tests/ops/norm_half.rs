@@ -53,7 +53,7 @@ fn small_shapes() -> Vec<Shape> {
 }
 
 /// Channels of a multiple of 8 and not, groups of 4, 12 and of all channels, slices beside
-/// one another, positions beside a block's.
+/// one another, the last one narrower, positions beside a block's.
 fn shapes() -> Vec<Shape> {
     let groups = [
         [1, 4, 8, 2],
@@ -64,6 +64,7 @@ fn shapes() -> Vec<Shape> {
         [1, 20, 96, 8],
         [1, 40, 64, 16],
         [1, 3, 520, 1],
+        [1, 65, 30, 6],
     ];
     let layers = [[1, 1, 8], [2, 35, 72], [1, 3, 1152], [1, 70, 256]];
     groups.map(group).into_iter().chain(layers.map(layer)).collect()

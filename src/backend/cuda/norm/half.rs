@@ -51,9 +51,20 @@ impl Slices {
     }
 
     /// Positions that shared memory keeps of `tensors` tensors beside `arrays` floats a
-    /// channel, and the bytes of it all; see the kernels' `Slice`.
-    fn kept(&self, spatial: usize, tensors: usize, arrays: usize) -> (usize, u32) {
-        let columns = self.slice / self.lanes;
+    /// channel, and the bytes of it all.
+    fn kept(&self, op: &Norm, tensors: usize, arrays: usize) -> (usize, u32) {
+        let position = |slice: usize| tensors * slice * DType::BF16.bytes();
+        let room = MOST_SHARED_BYTES.saturating_sub(self.fixed_bytes(self.slice, arrays));
+        let kept = (room / position(self.slice)).min(op.spatial);
+        // The last block's slice may be narrower, and need more room for its sums.
+        let last = op.channels - (self.blocks - 1) * self.slice;
+        let bytes = |slice| self.fixed_bytes(slice, arrays) + kept * position(slice);
+        (kept, bytes(self.slice).max(bytes(last)) as u32)
+    }
+
+    /// Bytes of sums and of `arrays` floats a channel for a slice; see the kernels' `Slice`.
+    fn fixed_bytes(&self, slice: usize, arrays: usize) -> usize {
+        let columns = slice / self.lanes;
         let along = columns.min(THREADS);
         let by_warps = along < 32 && along.is_power_of_two();
         let lines = if by_warps { THREADS / 32 } else { THREADS / along };
@@ -64,10 +75,7 @@ impl Slices {
             1 => columns.next_multiple_of(4),
             _ => 8 * ((columns + 3) / 8 * 8 + 4),
         };
-        let fixed = (sums + arrays * array) * size_of::<f32>();
-        let position = tensors * self.slice * DType::BF16.bytes();
-        let kept = (MOST_SHARED_BYTES.saturating_sub(fixed) / position).min(spatial);
-        (kept, (fixed + kept * position) as u32)
+        (sums + arrays * array) * size_of::<f32>()
     }
 
     /// Of four entries, the one for an activation.
@@ -150,7 +158,7 @@ pub(super) fn forward(op: &Norm, call: &Call, params: params::Norm) -> Result<()
     match op.domain {
         Domain::Group(groups) => {
             let slices = Slices::half(op, groups, params.x2_channels);
-            let (kept, bytes) = slices.kept(op.spatial, 1, 3);
+            let (kept, bytes) = slices.kept(op, 1, 3);
             let params = params::Norm { slice: slices.slice as i32, kept: kept as i32, ..params };
             let entries = [
                 &NORM_FORWARD_GROUP_BF16,
@@ -184,7 +192,7 @@ pub(super) fn backward(op: &Norm, call: &Call, params: params::NormBackward) -> 
     match op.domain {
         Domain::Group(groups) => {
             let slices = Slices::half(op, groups, params.x2_channels);
-            let (kept, bytes) = slices.kept(op.spatial, 2, 6);
+            let (kept, bytes) = slices.kept(op, 2, 6);
             let (slice, kept) = (slices.slice as i32, kept as i32);
             let params = params::NormBackward { slice, kept, ..params };
             let entries = [
