@@ -47,7 +47,7 @@
 //! let x = k.upload_bf16(&[16, 64], &[bf16::ONE; 1024])?;
 //! let w = k.upload_bf16(&[32, 64], &[bf16::from_f32(0.5); 2048])?;
 //! let mut y = k.zeros_of(&[16, 32], DType::BF16)?;
-//! let op = Linear { rows: 16, c_in: 64, c_out: 32 };
+//! let op = Linear::new(16, 64, 32);
 //! k.linear_forward(&op, Output::write(&mut y), &x, &w, None)?;
 //! assert_eq!(k.download_bf16(&y)?[0].to_f32(), 32.0);
 //! # Ok::<(), langevin::Error>(())
