@@ -38,10 +38,47 @@ struct Walk {
         x = 0;
         at += 2 * s.width * s.channels;
     }
+
+    /// As many pixels and channels further, mirrored.
+    INLINE void skip(const Images &s, Word pixels, Word channels) {
+        at += channels - pixels * s.channels;
+        channel += channels;
+        x += pixels;
+        if (channel >= s.channels) {
+            channel -= s.channels;
+            at -= 2 * s.channels;
+            x++;
+        }
+        while (x >= s.width) {
+            x -= s.width;
+            at += 2 * s.width * s.channels;
+        }
+    }
 };
 
 /// Most bytes of a set that a block brings at once: 1024 elements and the rest of their rows.
 constexpr Word MOST_STAGED = 8192;
+
+/// Bytes e .. e + 3 of an image whose rows are mirrored, its byte i being staged[begin + i];
+/// the lowest first, zeros from `len` on. Lanes read bytes that follow one another, which
+/// lie in different banks or one word even where the warp passes from row to row, and
+/// exchange them.
+INLINE Word mirrored_bytes(const Images &s, const unsigned char *staged, Word begin, Word e, Word len) {
+    Word lane = threadIdx.x % 32, at = e - lane * GROUP + lane;
+    Word pixels = 32 / s.channels, channels = 32 % s.channels;
+    Walk walk(s, at, true);
+    Word mine = 0, bytes = 0;
+#pragma unroll
+    for (int k = 0; k < GROUP; k++, at += 32, walk.skip(s, pixels, channels)) {
+        if (at < len) mine |= (Word)staged[begin + walk.at] << (8 * k);
+    }
+#pragma unroll
+    for (int k = 0; k < GROUP; k++) {
+        Word theirs = __shfl_sync(0xffffffffu, mine, (lane * GROUP + k) % 32);
+        bytes |= (theirs >> (lane / 8 * 8) & 255) << (8 * k);
+    }
+    return bytes;
+}
 
 /// Elements e .. e + 3 of image `image` of the batch, zeros from `count` on. The whole block
 /// calls it, e being four times the thread's number after a multiple of 1024.
@@ -84,9 +121,15 @@ INLINE Group load_image(const Images &s, Len len, Len image, Len e, int count) {
         mirrored = false;
     }
     __syncthreads();
-    Walk walk(s, (Word)e, mirrored);
     float share = s.levels == 0 ? 0.0f : __frcp_rn((float)((int)s.levels - 1));
     Group g;
+    if (mirrored && size == 1) {
+        Word bytes = mirrored_bytes(s, staged, begin, (Word)e, (Word)len);
+#pragma unroll
+        for (int k = 0; k < GROUP; k++) g[k] = k < count ? image_value(s, share, bytes >> (8 * k) & 255) : 0.0f;
+        return g;
+    }
+    Walk walk(s, (Word)e, mirrored);
 #pragma unroll
     for (int k = 0; k < GROUP; k++) {
         const unsigned char *from = staged + (begin + walk.at * size);
