@@ -14,7 +14,7 @@
 
 #![allow(unsafe_code)] // bindgen takes the place of libclang from the environment.
 
-use std::collections::hash_map::DefaultHasher;
+use std::collections::{BTreeSet, hash_map::DefaultHasher};
 use std::env;
 use std::fmt::Write as _;
 use std::fs;
@@ -35,6 +35,9 @@ const PACKS_FROM: i32 = 12080;
 /// No contraction: the product's random numbers and its CPU agreement rest on
 /// each operation being rounded by itself. Kernels write `fmaf` where they want it.
 const FLAGS: [&str; 4] = ["-std=c++17", "-O3", "--fmad=false", "-lineinfo"];
+
+/// Options of machine code, packed.
+const CODE_FLAGS: [&str; 3] = ["-fatbin", "--compress-mode=size", "--fmad=false"];
 
 fn main() {
     println!("cargo:rustc-check-cfg=cfg(langevin_cuda)");
@@ -174,7 +177,8 @@ fn archs(list: &str) -> Outcome<Vec<Arch>> {
             )),
         }
     };
-    list.split(',').map(str::trim).filter(|name| !name.is_empty()).map(arch).collect()
+    let names: BTreeSet<_> = list.split(',').map(str::trim).filter(|n| !n.is_empty()).collect();
+    names.into_iter().map(arch).collect()
 }
 
 struct Toolchain {
@@ -238,7 +242,7 @@ impl Toolchain {
         for file in headers.iter().map(PathBuf::as_path).chain([source]) {
             fs::read(file).map_err(|e| format!("{}: {e}", file.display()))?.hash(&mut hasher);
         }
-        (self.version, FLAGS).hash(&mut hasher);
+        (self.version, FLAGS, OLDEST_ARCH, CODE_FLAGS, PACKS_FROM).hash(&mut hasher);
         let result = out.join(format!("{}-{:016x}.ptx", stem(source), hasher.finish()));
         let arch = format!("-arch=compute_{OLDEST_ARCH}");
         self.compile(source, &result, &[&["-ptx", &arch][..], &FLAGS].concat())
@@ -250,10 +254,10 @@ impl Toolchain {
         let result = out.join(format!("{}.sm_{}", stem(ptx), arch.name));
         let code = format!("-gencode=arch=compute_{OLDEST_ARCH},code=sm_{}", arch.name);
         let form = match self.version >= PACKS_FROM {
-            true => &["-fatbin", "--compress-mode=size"][..],
-            false => &["-cubin"],
+            true => &CODE_FLAGS[..],
+            false => &["-cubin", CODE_FLAGS[2]],
         };
-        self.compile(ptx, &result, &[form, &[&code, "--fmad=false"]].concat())
+        self.compile(ptx, &result, &[form, &[&code]].concat())
     }
 
     /// Runs nvcc, unless the file is there: its name tells what it was made of.

@@ -4,8 +4,8 @@
 //                   + bias[co] + per_image[n,co] + residual[n,oy,ox,co]
 //
 // x may be two tensors side by side in their channels, and may be enlarged by a power of
-// two on the way. A strided backward pass to the data is one launch for each residue of
-// the position, so that no inserted zero is multiplied. Names end in the tile: results
+// two on the way. A strided backward pass to the data takes the residues of the position
+// apart (blockIdx.z), so that no inserted zero is multiplied. Names end in the tile: results
 // down (pixels; output channels for the weight) x results along. Where channels do not fill
 // 16 bytes, `few`, `inputs` and `outputs` bring the pixels of the few channels to shared
 // memory as they are (few.cuh), `narrow` reads the weight by elements, and `scattered` reads

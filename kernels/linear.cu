@@ -10,7 +10,8 @@
 // chunks of 16 bytes. A block computes one tile of one member; blockIdx.y counts through the
 // members' columns (the weight's rows). Two stages of cp.async; accumulation is f32 in
 // one chain along the reduction, so results have the bits of the layers' own launches
-// (matmul.cuh), but for d_x of several members, which those round in between.
+// (matmul.cuh), but for d_x of several members, which those round in between, and gradients
+// of weights, whose rows those may split.
 #include "gather.cuh"
 #include "math.cuh"
 

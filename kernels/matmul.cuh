@@ -18,8 +18,8 @@
 //   tf32   f32 in memory, operands rounded to tf32 (to nearest, ties away), tensor cores
 //   bf16   bf16 in memory, tensor cores
 // Which tile shape computes an element does not change its bits; the parts ("lanes") in
-// which a reduction may be split are the caller's and are added in order, by the last of the
-// blocks that computed them.
+// which a reduction may be split are the caller's and are added in order: by the last of the
+// blocks that computed them, by those blocks in turn, or by one block that computes them all.
 //
 //   copies   to shared memory, and where what is copied lies there
 //   tiles    how a block multiplies, and gives away what it has added up

@@ -200,9 +200,9 @@ template <Word ACTIVATION> INLINE void small_backward(const NormBackward &p) {
                 });
             }
         });
-        if (!of_x) continue;
         m1 = at.over_group(m1) / elements;
         m2 = at.over_group(m2) / elements;
+        if (!of_x) continue;
         at.each(i, spatial, [&](int slot, int s) {
             Pack<8> d_x;
 #pragma unroll

@@ -63,28 +63,29 @@ impl Devices {
     }
 
     /// Does `work`: once on a device that was named; else, where the device refuses it for
-    /// want of memory or kernels or fails, again on the CPU. `say` is then told in one line
-    /// which device did it, and why no better one.
+    /// want of memory or kernels or fails, again on the CPU. `say` is then told before each
+    /// attempt which device does it, and why no better one.
     pub fn take<T>(
         self,
         say: &mut dyn FnMut(&str),
         mut work: impl FnMut(Box<dyn Backend>) -> Result<T>,
     ) -> Result<T> {
-        let Devices { backend, next, mut why } = self;
-        let mut info = backend.info();
-        let mut result = work(backend);
-        if let (Err(error @ (Error::Device { .. } | Error::Launch { .. })), Some(threads)) =
-            (&result, next)
-        {
-            why = Some(format!("; {error}"));
-            let cpu = Cpu::new(threads);
-            info = cpu.info();
-            result = work(Box::new(cpu));
-        }
-        if let (Ok(_), Some(why)) = (&result, why) {
+        let mut tell = |backend: &dyn Backend, why: &str| {
+            let info = backend.info();
             let (name, precision) = (info.name, info.precision);
             say(&format!("device: {name} ({}), {precision}{why}", info.description));
+        };
+        let Devices { backend, next, why } = self;
+        if let Some(why) = why {
+            tell(backend.as_ref(), &why);
         }
-        result
+        match (work(backend), next) {
+            (Err(error @ (Error::Device { .. } | Error::Launch { .. })), Some(threads)) => {
+                let cpu = Cpu::new(threads);
+                tell(&cpu, &format!("; {error}"));
+                work(Box::new(cpu))
+            }
+            (result, _) => result,
+        }
     }
 }

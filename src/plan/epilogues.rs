@@ -135,7 +135,7 @@ fn fusable(plan: &Plan, i: usize, finishes: &impl Fn(&Linear) -> bool) -> Option
         {
             return None;
         }
-        let changed = plan.nodes[at + 1..i]
+        let changed = plan.nodes[at + 1..=i]
             .iter()
             .flat_map(|n| n.outputs.iter().flatten())
             .any(|w| layer.inputs.contains(&Some(w.tensor)));

@@ -377,21 +377,25 @@ impl Layer {
             * if gather.apart { gather.lanes } else { 1 };
         let choose = |reading: Reading| self.gather_tile(pass, &gather, reading, pixels, parts);
         let mut tile = choose(gather.reading);
-        let bytes = |tile: &Tile<params::ConvGather>| {
-            let kept = if gather.lanes > 1 && !gather.apart { tile.result_bytes() } else { 0 };
-            tile.shared_bytes() + kept
+        let bytes = |tile: &Tile<params::ConvGather>, keeps: bool| {
+            tile.shared_bytes() + if keeps { tile.result_bytes() } else { 0 }
         };
-        let mut shared = match gather.reading {
+        let needed = |keeps: bool| match gather.reading {
             Reading::FewInputs => {
                 let few = few::gather_bytes(self.arithmetic, &p, tile, pass == Pass::Forward);
-                bytes(tile).max(tile.stage_bytes() + few)
+                bytes(tile, keeps).max(tile.stage_bytes() + few)
             }
-            Reading::NarrowWeight => bytes(tile) + few::weight_bytes(self.arithmetic, &p),
-            _ => bytes(tile),
+            Reading::NarrowWeight => bytes(tile, keeps) + few::weight_bytes(self.arithmetic, &p),
+            _ => bytes(tile, keeps),
         };
-        if shared > few::MOST_BYTES {
+        // The batch decides whether lanes are apart, and must not decide which kernel has
+        // them: kernels cut them differently.
+        let is_split = gather.lanes > 1;
+        let keeps = is_split && !gather.apart;
+        let mut shared = needed(keeps);
+        if needed(is_split) > few::MOST_BYTES {
             tile = choose(Reading::Scattered);
-            shared = bytes(tile);
+            shared = bytes(tile, keeps);
         }
         let grid = tile.grid(pixels, gather.columns, parts);
         launch(Launch::Gather(tile.entry, grid, shared as u32, p))
