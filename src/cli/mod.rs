@@ -49,7 +49,7 @@ pub struct Global {
     #[arg(long, global = true, default_value = "f32", value_parser = precision, value_name = "f32|tf32|bf16")]
     pub precision: Precision,
     /// CPU threads; 0 takes one for each core. Results do not depend on it
-    #[arg(long, global = true, default_value_t = 0, value_name = "N")]
+    #[arg(long, global = true, default_value_t = 0, value_parser = threads, value_name = "N")]
     pub threads: usize,
     /// Print facts as JSON
     #[arg(long, global = true)]
@@ -60,6 +60,13 @@ fn precision(name: &str) -> std::result::Result<Precision, String> {
     let all = [Precision::F32, Precision::Tf32, Precision::Bf16];
     let found = all.into_iter().find(|p| p.to_string() == name);
     found.ok_or_else(|| "it is one of f32, tf32, bf16".into())
+}
+
+/// More threads than any machine has cores only wait for one another.
+fn threads(count: &str) -> std::result::Result<usize, String> {
+    let most = 1024;
+    let count: usize = count.parse().map_err(|e| format!("{e}"))?;
+    if count <= most { Ok(count) } else { Err(format!("at most {most}")) }
 }
 
 /// Which of a checkpoint's weights.

@@ -157,7 +157,15 @@ pub fn train(devices: impl Into<Devices>, request: Request, say: Report) -> Resu
                 resumed = true;
                 say(&format!("resuming from `{}`", found.path.display()));
             }
-            None => say("no valid checkpoint yet: starting at step 0"),
+            None if search.skipped.is_empty() => say("no checkpoint yet: starting at step 0"),
+            None => {
+                return Err(Error::Checkpoint {
+                    path: directory.path().to_path_buf(),
+                    problem: "no checkpoint of the run is whole: put one back, or start anew \
+                              in another --out"
+                        .into(),
+                });
+            }
         }
     }
     if !resumed {

@@ -196,6 +196,16 @@ fn resume_without_a_run_starts_at_step_0_and_says_so() {
     arguments.extend(["--steps", "1"]);
     let output = succeed(&arguments);
     assert!(errors_of(&output).contains("step 0"), "{}", errors_of(&output));
+
+    // One whose checkpoints are all damaged is not overwritten.
+    let state = run.join("checkpoints/step-1/training/state.safetensors");
+    let file = std::fs::OpenOptions::new().write(true).open(&state).expect("a checkpoint");
+    file.set_len(100).expect("truncated");
+    let metrics = std::fs::read(run.join("metrics.csv")).expect("metrics");
+    *arguments.last_mut().expect("steps") = "2";
+    crate::fail(&arguments, 1, &["step-1", "no checkpoint of the run is whole", "--out"]);
+    assert_eq!(std::fs::read(run.join("metrics.csv")).expect("metrics"), metrics);
+    crate::fail(&["info", text(&run), "--threads", "9999"], 2, &["at most 1024"]);
 }
 
 #[test]
